@@ -1,0 +1,23 @@
+"""Multi-label measures, thresholds and protocols, on arrays of scores and labels [n, L]."""
+
+from jaxmlcl.evaluation._counts import THRESHOLD_METRICS, Conventions
+from jaxmlcl.evaluation._metrics import METRICS, multilabel_metrics, per_label_table
+from jaxmlcl.evaluation._protocols import evaluate_scores, protocol_metrics
+from jaxmlcl.evaluation._ranking import THRESHOLD_FREE_METRICS, average_precision
+from jaxmlcl.evaluation._states import MetricState
+from jaxmlcl.evaluation._thresholds import THRESHOLD_GRID, choose_thresholds
+
+__all__ = [
+    "METRICS",
+    "THRESHOLD_FREE_METRICS",
+    "THRESHOLD_GRID",
+    "THRESHOLD_METRICS",
+    "Conventions",
+    "MetricState",
+    "average_precision",
+    "choose_thresholds",
+    "evaluate_scores",
+    "multilabel_metrics",
+    "per_label_table",
+    "protocol_metrics",
+]
