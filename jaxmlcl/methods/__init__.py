@@ -1,0 +1,9 @@
+"""Methods: one file per paper, each an objective and the recipe that was published with it."""
+
+from jaxmlcl.methods.classification import Classification
+from jaxmlcl.methods.mulsupcon import MulSupCon
+
+# The registry: a method becomes known to configurations and saved experiments by standing here.
+OBJECTIVES = (MulSupCon, Classification)
+
+__all__ = ["OBJECTIVES", "Classification", "MulSupCon"]

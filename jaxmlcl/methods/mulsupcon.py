@@ -1,0 +1,169 @@
+"""MulSupCon: multi-label supervised contrastive learning with a momentum queue.
+
+Zhang & Wu, "Multi-label Supervised Contrastive Learning", AAAI 2024. Paper and program differ in
+places; docs/methods.md says where, and which is the default here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxmlcl import queue as momentum_queue
+from jaxmlcl.losses import multi_positive_infonce, normalize, pair_statistics
+from jaxmlcl.methods.classification import Classification
+from jaxmlcl.methods.networks import init_module, run_module
+from jaxmlcl.models import MLP, Encoder, Projection
+from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MulSupCon(Objective):
+    """Contrastive pretraining against a momentum encoder's keys and a queue of earlier ones."""
+
+    views: ClassVar[int] = 2
+
+    encoder: Encoder = dataclasses.field(default_factory=MLP)
+    """The network that is pretrained."""
+    head: Projection = dataclasses.field(default_factory=Projection)
+    """The projection on top of it, dropped afterwards."""
+    weighting: Literal["mulsupcon", "mulsupcon_mean", "any", "all", "jaccard"] = "mulsupcon"
+    """The rule that weighs pairs: equations 4-5, equation 6, the two ablations, or overlap."""
+    temperature: float = 0.1
+    """Temperature of the softmax over keys."""
+    momentum: float = 0.999
+    """Fraction of the key encoder that is kept per step."""
+    queue_capacity: int = 256
+    """Keys held, Q (samples); at least the batch size."""
+    queue_fill: Literal["authors", "after_full", "partial"] = "authors"
+    """When the queue takes part: at the step that completes it (its unwritten slots are random
+    negatives then), from the step after, or as far as it is written."""
+    exclude_same_sample: bool = False
+    """Leave keys of the anchor's own sample in the queue out of positives and denominator."""
+    threshold: float = 0.5
+    """Least overlap of a positive pair (jaccard only)."""
+    empty_matches_empty: bool = True
+    """Whether two samples without labels are positives of each other (all and jaccard only)."""
+
+    def init(self, key: jax.Array, spec: BatchSpec) -> tuple[PyTree, PyTree]:
+        """Parameters {encoder, head}; state {batch_stats, key_params, key_stats, queue}."""
+        encoder_key, head_key, queue_key = jax.random.split(key, 3)
+        kind = spec.inputs.dtype
+        inputs = jnp.zeros((1, *spec.inputs.shape[2:]), kind)
+        encoder, encoder_stats = init_module(self.encoder.build(kind), encoder_key, inputs, False)
+        features = jnp.zeros((1, self.encoder.width), kind)
+        head, head_stats = init_module(self.head.build(kind), head_key, features, False)
+        params = {"encoder": encoder, "head": head}
+        stats = {"encoder": encoder_stats, "head": head_stats}
+        queue = momentum_queue.init(
+            self.queue_capacity,
+            self.head.width,
+            spec.labels.shape[-1],
+            dtype=jnp.promote_types(kind, jnp.float32),
+            key=queue_key,
+        )
+        # The key encoder starts as a copy; copies, because the step donates every buffer.
+        copy = jax.tree.map(jnp.copy, (params, stats))
+        state = {"batch_stats": stats, "key_params": copy[0], "key_stats": copy[1], "queue": queue}
+        return params, state
+
+    def before_step(self, params: PyTree, state: PyTree) -> PyTree:
+        """theta_k <- m theta_k + (1 - m) theta_q, parameters only: statistics are the key's own."""
+        m = self.momentum
+        key_params = jax.tree.map(
+            lambda k, q: m * k + (1.0 - m) * jax.lax.stop_gradient(q), state["key_params"], params
+        )
+        return {**state, "key_params": key_params}
+
+    def loss(
+        self, params: PyTree, state: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """MulSupCon equations 4-5 over the batch's keys and the queue."""
+        query_key, key_key = jax.random.split(key)
+        anchors, stats = self._embed(
+            params, state["batch_stats"], batch.inputs[:, 0], query_key, train=True
+        )
+        keys, key_stats = self._embed(
+            state["key_params"], state["key_stats"], batch.inputs[:, 1], key_key, train=True
+        )
+        keys = jax.lax.stop_gradient(keys)
+        queue = state["queue"]
+        old_keys, old_labels, old_ids, valid = momentum_queue.visible(
+            queue, batch.step_samples, fill=self.queue_fill
+        )
+        size = anchors.shape[0]
+        pairs = dict(
+            key_valid=jnp.concatenate([jnp.ones(size, bool), valid]),
+            weighting=self.weighting,
+            threshold=self.threshold,
+            empty_matches_empty=self.empty_matches_empty,
+        )
+        if self.exclude_same_sample:
+            # The batch's keys keep id -1, so that an anchor's own key stays its positive.
+            pairs["anchor_ids"] = batch.ids
+            pairs["key_ids"] = jnp.concatenate([jnp.full(size, -1, batch.ids.dtype), old_ids])
+        key_labels = jnp.concatenate([batch.labels, old_labels.astype(batch.labels.dtype)])
+        loss = multi_positive_infonce(
+            anchors,
+            jnp.concatenate([keys, old_keys.astype(keys.dtype)]),
+            batch.labels,
+            key_labels,
+            temperature=self.temperature,
+            **pairs,
+        )
+        measurements = {
+            **pair_statistics(batch.labels, key_labels, **pairs),
+            "queue_fill": momentum_queue.fill_fraction(queue),
+        }
+        new = {**state, "batch_stats": stats, "key_stats": key_stats}
+        return loss, Aux(new, measurements, (keys, batch.labels, batch.ids))
+
+    def after_step(self, state: PyTree, emitted: PyTree) -> PyTree:
+        """The queue with the step's keys."""
+        keys, labels, ids = emitted
+        return {**state, "queue": momentum_queue.enqueue(state["queue"], keys, labels, ids)}
+
+    def embed(self, params: PyTree, state: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
+        """The representation [B, width] and the normalised embedding [B, D]."""
+        stats = state["batch_stats"]
+        encoder, head = self.encoder.build(inputs.dtype), self.head.build(inputs.dtype)
+        features, _ = run_module(encoder, params["encoder"], stats["encoder"], inputs, train=False)
+        z, _ = run_module(head, params["head"], stats["head"], features, train=False)
+        return {"representation": features, "embedding": normalize(z)}
+
+    def _embed(
+        self, params: PyTree, stats: PyTree, inputs: jax.Array, key: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, PyTree]:
+        encoder_key, head_key = jax.random.split(key)
+        features, encoder_stats = run_module(
+            self.encoder.build(inputs.dtype),
+            params["encoder"],
+            stats["encoder"],
+            inputs,
+            train=train,
+            key=encoder_key,
+        )
+        z, head_stats = run_module(
+            self.head.build(inputs.dtype),
+            params["head"],
+            stats["head"],
+            features.astype(inputs.dtype),
+            train=train,
+            key=head_key,
+        )
+        return normalize(z), {"encoder": encoder_stats, "head": head_stats}
+
+
+def linear_probe(encoder: Encoder) -> Classification:
+    """A linear classifier on a frozen encoder; the stage freezes "^encoder/" as well."""
+    return Classification(encoder=encoder, encoder_mode="eval")
+
+
+def fine_tuning(encoder: Encoder) -> Classification:
+    """A linear classifier on an encoder that moves too."""
+    return Classification(encoder=encoder)

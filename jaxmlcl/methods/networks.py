@@ -1,0 +1,42 @@
+"""How methods run Flax modules: pure calls with explicit parameters and statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+PyTree = Any
+
+
+def init_module(
+    module: nn.Module, key: jax.Array, inputs: jax.Array, *options: Any
+) -> tuple[PyTree, PyTree]:
+    """Parameters and batch statistics of a module for inputs of this shape and type."""
+    variables = module.init(key, inputs, *options)
+    # Flax starts statistics in float32 and lets them become float64 at the first update, which
+    # would compile the step twice.
+    kind = jnp.promote_types(inputs.dtype, jnp.float32)
+    stats = jax.tree.map(lambda x: x.astype(kind), variables.get("batch_stats", {}))
+    return variables.get("params", {}), stats
+
+
+def run_module(
+    module: nn.Module,
+    params: PyTree,
+    stats: PyTree,
+    inputs: jax.Array,
+    *,
+    train: bool,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, PyTree]:
+    """Output and new batch statistics; in evaluation mode the statistics are used and kept."""
+    variables = {"params": params, "batch_stats": stats}
+    if not train:
+        return module.apply(variables, inputs, False), stats
+    output, changed = module.apply(
+        variables, inputs, True, mutable=["batch_stats"], rngs={"dropout": key}
+    )
+    return output, changed.get("batch_stats", stats)

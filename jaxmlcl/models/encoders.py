@@ -1,0 +1,158 @@
+"""Encoders: networks that turn inputs into representations."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxmlcl.models.layers import Dropout, dense, kaiming_fan_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder(abc.ABC):
+    """What an encoder is made of; `build` gives the Flax module that computes it."""
+
+    @abc.abstractmethod
+    def build(self, dtype: Any) -> nn.Module:
+        """The Flax module: `apply(variables, inputs, train)` gives representations [B, width]."""
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Width of the representation (units)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP(Encoder):
+    """Linear-ReLU-Dropout blocks for vectors (MulSupCon section 5; C-GMVAE appendix)."""
+
+    hidden: tuple[int, ...] = (256, 512, 256)
+    """Widths of the layers (units); the last one is the representation."""
+    dropout: float = 0.2
+    """Probability that a unit is dropped in training."""
+
+    def build(self, dtype: Any) -> nn.Module:
+        """The Flax module."""
+        return _MLP(self.hidden, self.dropout, dtype)
+
+    @property
+    def width(self) -> int:
+        """Width of the representation (units)."""
+        return self.hidden[-1]
+
+
+class _MLP(nn.Module):
+    hidden: tuple[int, ...]
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        x = inputs.astype(self.dtype)
+        for width in self.hidden:
+            x = dense(x.shape[-1], width, self.dtype)(x)
+            x = Dropout(self.dropout)(nn.relu(x), train)
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet(Encoder):
+    """Residual network, v1.5 layout (stride in the 3x3), NHWC, global average pool, no classifier.
+
+    Convolutions start from Kaiming normal (fan out); batch normalisation from weight 1, bias 0,
+    the last one of a block included (He et al. 2016; torchvision's v1.5).
+    """
+
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Blocks per group."""
+    channels: int = 64
+    """Channels of the first group (channels); doubled in each later group."""
+    block: Literal["basic", "bottleneck"] = "basic"
+    """Two 3x3 convolutions, or 1x1-3x3-1x1 with four times the channels at the end."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """7x7 stride 2 with max pooling, or one 3x3 for small images."""
+
+    def build(self, dtype: Any) -> nn.Module:
+        """The Flax module."""
+        return _ResNet(self.depths, self.channels, self.block, self.stem, dtype)
+
+    @property
+    def width(self) -> int:
+        """Width of the representation (units)."""
+        return self.channels * 2 ** (len(self.depths) - 1) * (4 if self.block == "bottleneck" else 1)
+
+
+class _ResNet(nn.Module):
+    depths: tuple[int, ...]
+    channels: int
+    block: str
+    stem: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        x = inputs.astype(self.dtype)
+        if self.stem == "imagenet":
+            x = _conv(self.channels, 7, 2, self.dtype)(x)
+            x = nn.relu(_norm(train, self.dtype)(x))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        else:
+            x = _conv(self.channels, 3, 1, self.dtype)(x)
+            x = nn.relu(_norm(train, self.dtype)(x))
+        for group, depth in enumerate(self.depths):
+            for position in range(depth):
+                stride = 2 if group > 0 and position == 0 else 1
+                x = _Block(self.channels * 2**group, stride, self.block, self.dtype)(x, train)
+        return x.mean(axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
+
+
+class _Block(nn.Module):
+    channels: int
+    stride: int
+    block: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.block == "basic":
+            plan = [(self.channels, 3, self.stride), (self.channels, 3, 1)]
+        else:
+            plan = [(self.channels, 1, 1), (self.channels, 3, self.stride), (4 * self.channels, 1, 1)]
+        y = x
+        for position, (channels, size, stride) in enumerate(plan):
+            y = _norm(train, self.dtype)(_conv(channels, size, stride, self.dtype)(y))
+            if position < len(plan) - 1:
+                y = nn.relu(y)
+        if x.shape != y.shape:
+            x = _norm(train, self.dtype)(_conv(plan[-1][0], 1, self.stride, self.dtype)(x))
+        return nn.relu(x + y)
+
+
+def _conv(channels: int, size: int, stride: int, dtype: Any) -> nn.Module:
+    pad = size // 2
+    return nn.Conv(
+        channels,
+        (size, size),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        use_bias=False,
+        kernel_init=kaiming_fan_out,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+    )
+
+
+def _norm(train: bool, dtype: Any) -> nn.Module:
+    # momentum 0.9 here is PyTorch's 0.1; under jit the statistics are those of the global batch.
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+    )

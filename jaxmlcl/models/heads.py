@@ -1,0 +1,67 @@
+"""Heads: what stands on top of an encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxmlcl.models.layers import Dropout, dense
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """Linear-BatchNorm-ReLU-Dropout blocks, then a linear layer (MulSupCon, authors' program)."""
+
+    width: int = 256
+    """Embedding width D (units)."""
+    hidden_layers: int = 1
+    """Hidden blocks before the last linear layer."""
+    dropout: float = 0.1
+    """Probability that a hidden unit is dropped in training."""
+
+    def build(self, dtype: Any) -> nn.Module:
+        """The Flax module; its output is not normalised."""
+        return _Projection(self.width, self.hidden_layers, self.dropout, dtype)
+
+
+class _Projection(nn.Module):
+    width: int
+    hidden_layers: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        # The authors halve the width where the input is wide enough, else they use the output's.
+        inputs = x.shape[-1]
+        hidden = inputs // 2 if inputs >= 2 * self.width else self.width
+        for _ in range(self.hidden_layers):
+            # The authors' layer has a bias, which the normalisation after it cancels: its gradient
+            # is rounding, and Adam would turn that into a walk that differs on every mesh.
+            x = dense(x.shape[-1], hidden, self.dtype, use_bias=False)(x)
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                epsilon=1e-5,
+                dtype=self.dtype,
+                param_dtype=jnp.promote_types(self.dtype, jnp.float32),
+            )(x)
+            x = Dropout(self.dropout)(nn.relu(x), train)
+        return dense(x.shape[-1], self.width, self.dtype)(x)
+
+
+class Classifier(nn.Module):
+    """One linear layer from the representation to the logits of L labels."""
+
+    labels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits [B, L] of representations [B, width], in at least float32."""
+        kind = jnp.promote_types(self.dtype, jnp.float32)
+        return dense(x.shape[-1], self.labels, kind)(x.astype(kind))

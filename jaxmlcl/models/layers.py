@@ -1,0 +1,65 @@
+"""Layers and initial values that the field's reference programs use and Flax does not have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxmlcl.random import bernoulli, row_words
+
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def dense(inputs: int, outputs: int, dtype: Any, use_bias: bool = True) -> nn.Dense:
+    """A linear layer that starts as PyTorch's does: weight and bias uniform in ±1/sqrt(inputs).
+
+    Args:
+      inputs: width of the input (units).
+      outputs: width of the output (units).
+      dtype: type of the computation; parameters are kept in at least float32.
+      use_bias: whether there is a bias.
+
+    Returns:
+      The Flax module.
+
+    Example:
+      >>> layer = dense(4, 2, jnp.float32)
+      >>> layer.init(jax.random.key(0), jnp.ones((3, 4)))["params"]["bias"].shape
+      (2,)
+    """
+    bound = 1.0 / math.sqrt(inputs)
+
+    def uniform(key: jax.Array, shape: Any, kind: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, kind, -bound, bound)
+
+    return nn.Dense(
+        outputs,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+        kernel_init=uniform,
+        bias_init=uniform,
+    )
+
+
+class Dropout(nn.Module):
+    """Sets a unit to zero with probability `rate`, and scales the others by 1 / (1 - rate).
+
+    The mask comes from `jaxmlcl.random`, keyed by the stream "dropout", the row and the unit.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Apply to x [B, ...]; the identity unless `train`."""
+        if not train or self.rate == 0.0:
+            return x
+        words = row_words(self.make_rng("dropout"), jnp.arange(x.shape[0]))
+        units = math.prod(x.shape[1:])
+        keep = bernoulli(words, units, 1.0 - self.rate).reshape(x.shape)
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))

@@ -1,0 +1,114 @@
+"""The device mesh and where each array of the state lives on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxmlcl.errors import ConfigError
+
+AXES = ("data", "fsdp")
+BATCH = PartitionSpec(AXES)
+# Arrays below this many elements are cheaper to keep whole than to gather.
+_SMALLEST_SHARDED = 1024
+_TACTICS = ("replicate", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSpec:
+    """Sizes of the mesh axes, and rules that place the state on it."""
+
+    data: int = -1
+    """Devices along which only the batch is split (devices); -1 takes what is left."""
+    fsdp: int = 1
+    """Devices along which batch and parameters are split (devices); -1 takes what is left."""
+    rules: tuple[tuple[str, str], ...] = (("queue", "replicate"), (".*", "fsdp"))
+    """(regular expression over the state's path, tactic): the first match places the array.
+    replicate: whole on every device; fsdp: split along its largest axis that divides."""
+
+    def __post_init__(self) -> None:
+        for pattern, tactic in self.rules:
+            if tactic not in _TACTICS:
+                raise ConfigError(
+                    f'mesh.rules: unknown tactic "{tactic}" for "{pattern}"; '
+                    f"use {' or '.join(_TACTICS)}"
+                )
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f'mesh.rules: "{pattern}" is not a regular expression: {error}'
+                ) from None
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh over these devices (all of them by default).
+
+        Raises:
+          ConfigError: the sizes do not multiply to the number of devices.
+
+        Example:
+          >>> MeshSpec().build(jax.devices()[:1]).shape
+          OrderedDict({'data': 1, 'fsdp': 1})
+        """
+        devices = jax.devices() if devices is None else devices
+        sizes = [self.data, self.fsdp]
+        known = math.prod(size for size in sizes if size != -1)
+        if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+            sizes[sizes.index(-1)] = len(devices) // known
+        if min(sizes) < 1 or math.prod(sizes) != len(devices):
+            raise ConfigError(
+                f"mesh: data={self.data} x fsdp={self.fsdp} does not cover {len(devices)} devices; "
+                "give sizes whose product is that number, or one of them as -1"
+            )
+        # Auto: under Explicit axes a batch-sharded product of anchors and keys is a type error.
+        return Mesh(
+            np.asarray(devices, dtype=object).reshape(sizes),
+            AXES,
+            axis_types=(AxisType.Auto,) * len(AXES),
+        )
+
+    def place(self, mesh: Mesh, tree: Any) -> Any:
+        """Shardings for a pytree of arrays or shapes: the first rule that matches its path.
+
+        Example:
+          >>> spec = MeshSpec()
+          >>> mesh = spec.build(jax.devices()[:1])
+          >>> spec.place(mesh, {"queue": jax.ShapeDtypeStruct((4, 2), "float32")})["queue"].spec
+          PartitionSpec()
+        """
+
+        def one(path: Any, leaf: Any) -> NamedSharding:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            for pattern, tactic in self.rules:
+                if re.search(pattern, name):
+                    if tactic == "fsdp":
+                        return NamedSharding(mesh, _largest_axis(leaf.shape, mesh.shape["fsdp"]))
+                    break
+            return NamedSharding(mesh, PartitionSpec())
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _largest_axis(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or not fitting or math.prod(shape) < _SMALLEST_SHARDED:
+        return PartitionSpec()
+    axis = max(fitting, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Where a batch lives: its first axis over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())

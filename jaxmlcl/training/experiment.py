@@ -1,0 +1,120 @@
+"""The experiment: data, stages, mesh, seed and where to write, in one typed, frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from jaxmlcl.errors import ConfigError
+from jaxmlcl.sharding.mesh import MeshSpec
+from jaxmlcl.training.duration import Duration, steps
+from jaxmlcl.training.stage import Stage
+
+# What may differ between the runs that continue one workdir: none of it changes what is learnt.
+# A change of mesh changes rounding only, and is announced.
+VOLATILE = ("workdir", "profile", "logging", "checkpoint", "mesh", "data.root")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The splits, as URIs or paths, and what is done to inputs before anything else."""
+
+    train: str
+    """Training split (URI or path)."""
+    validation: str | None = None
+    """Validation split (URI or path); thresholds and the best step are chosen on it."""
+    test: str | None = None
+    """Test split (URI or path); read by `evaluate` only."""
+    root: str | None = None
+    """Folder that relative paths start from; the environment's JAXMLCL_DATA if absent."""
+    inputs: Literal["standardize", "unit", "raw"] = "standardize"
+    """Per-feature zero mean and unit variance of the training split; 0..255 to 0..1; or as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved, and what is kept."""
+
+    every: Duration = dataclasses.field(default_factory=lambda: steps(1000))
+    """How often the state is saved (steps, epochs or examples)."""
+    keep: int = 2
+    """How many of the latest are kept (count), beside the best and each stage's last."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint: keep must be at least 1, not {self.keep}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """What is written while training."""
+
+    every: Duration = dataclasses.field(default_factory=lambda: steps(50))
+    """How often a line goes to metrics.jsonl (steps, epochs or examples)."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too (needs the extra "tensorboard")."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on."""
+
+    name: str
+    """Name of the experiment; the default workdir is runs/NAME."""
+    data: Data
+    """Where the data are."""
+    stages: dict[str, Stage]
+    """What is trained, in order; stages may start from earlier ones by name."""
+    seed: int = 0
+    """Seed of parameters, order, augmentation and dropout."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Type of the computation; parameters and reductions are kept in at least float32."""
+    mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
+    """Devices and how the state is laid out over them."""
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    """When the state is saved."""
+    logging: Logging = dataclasses.field(default_factory=Logging)
+    """What is written while training."""
+    profile: str | None = None
+    """START:STOP, the steps of the first stage to trace into WORKDIR/profile; none if absent."""
+    workdir: str | None = None
+    """Folder of the run; runs/NAME if absent."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("experiment: it has no stages; give at least one")
+        earlier: list[str] = []
+        for name, stage in self.stages.items():
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ConfigError(
+                    f'experiment: stage name "{name}" may hold letters, digits, - and _ only'
+                )
+            for source in (*stage.duration.flops_of, *filter(None, [stage.starts_from])):
+                if source not in earlier:
+                    raise ConfigError(
+                        f'stages.{name}: "{source}" is not an earlier stage; the earlier ones are '
+                        f"{', '.join(earlier) or 'none'}"
+                    )
+            if stage.validates and self.data.validation is None:
+                raise ConfigError(
+                    f"stages.{name}: it chooses by validation, but data.validation is not given"
+                )
+            earlier.append(name)
+        if self.profile is not None:
+            parse_profile(self.profile)
+
+
+def parse_profile(text: str) -> tuple[int, int]:
+    """Read START:STOP.
+
+    Raises:
+      ConfigError: the text is not two increasing step numbers.
+
+    Example:
+      >>> parse_profile("10:20")
+      (10, 20)
+    """
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise ConfigError(f'profile: "{text}" is not START:STOP, two increasing step numbers')
+    return int(start), int(stop)

@@ -1,0 +1,109 @@
+"""The protocol between a method and the trainer: what one stage of training minimises."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What an objective sees of the data: one batch, or one micro-batch of it."""
+
+    inputs: jax.Array
+    """[B, ...], or [B, V, ...] for an objective that asks for V > 1 views; its type is the type
+    of the computation."""
+    labels: jax.Array
+    """[B, L] in [0, 1]."""
+    ids: jax.Array
+    """[B] int32, the samples' ids in their source."""
+    step_samples: int = dataclasses.field(metadata={"static": True})
+    """Samples in the whole step: B, or the sum over its micro-batches."""
+
+
+class BatchSpec(NamedTuple):
+    """Shapes and types of a batch, without its data."""
+
+    inputs: jax.ShapeDtypeStruct
+    labels: jax.ShapeDtypeStruct
+    step_samples: int
+
+
+class Aux(NamedTuple):
+    """What an objective returns beside the loss."""
+
+    state: PyTree
+    """The new non-gradient state, of the same structure as the old one."""
+    measurements: dict[str, jax.Array]
+    """Scalars for the log."""
+    emitted: PyTree = ()
+    """Arrays [B, ...] that `after_step` gets for the whole step, micro-batches concatenated."""
+
+
+class Objective(abc.ABC):
+    """What one training stage minimises: pure functions of parameters, state, batch and key.
+
+    Subclasses are frozen dataclasses of hyper-parameters. A step of training calls, in this
+    order: `before_step` once; `loss` under differentiation, once for each micro-batch; the
+    optimiser; `after_step` once. All of them are traced by jit, on global sharded arrays.
+    """
+
+    views: ClassVar[int] = 1
+    """Augmented views of each sample that `loss` wants."""
+    gives_scores: ClassVar[bool] = False
+    """Whether `scores` is defined, so that the stage can be validated and evaluated."""
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, spec: BatchSpec) -> tuple[PyTree, PyTree]:
+        """Parameters and state (both pytrees of arrays) for batches like `spec`."""
+
+    def before_step(self, params: PyTree, state: PyTree) -> PyTree:
+        """The state with which the step's losses are computed; for instance a momentum update."""
+        del params
+        return state
+
+    @abc.abstractmethod
+    def loss(
+        self, params: PyTree, state: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """The scalar to minimise, and what comes with it."""
+
+    def after_step(self, state: PyTree, emitted: PyTree) -> PyTree:
+        """The state after the step; for instance with the step's keys enqueued."""
+        del emitted
+        return state
+
+    def scores(self, params: PyTree, state: PyTree, inputs: jax.Array) -> jax.Array:
+        """Label scores [B, L] in [0, 1] of inputs [B, ...], in evaluation mode."""
+        raise TypeError(f"{type(self).__name__} gives no label scores")
+
+    @abc.abstractmethod
+    def embed(self, params: PyTree, state: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
+        """Named representations of inputs [B, ...], in evaluation mode."""
+
+    def warm_start(
+        self, params: PyTree, state: PyTree, source_params: PyTree, source_state: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """Fresh parameters and state, with the encoder of an earlier stage in place of their own.
+
+        Args:
+          params: parameters as `init` gave them; `params["encoder"]` is replaced.
+          state: state as `init` gave it; `state["batch_stats"]["encoder"]` is replaced.
+          source_params: parameters of the earlier stage.
+          source_state: state of the earlier stage.
+        """
+        stats = {**state["batch_stats"], "encoder": source_state["batch_stats"]["encoder"]}
+        return (
+            {**params, "encoder": source_params["encoder"]},
+            {**state, "batch_stats": stats},
+        )
+
+    def describe(self) -> str:
+        """A name for tables, in lower case."""
+        return type(self).__name__.lower()

@@ -1,0 +1,242 @@
+"""Optimisers and learning-rate schedules, built from optax."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import operator
+import re
+from typing import Any, Literal
+
+import jax
+import optax
+
+from jaxmlcl.errors import ConfigError
+from jaxmlcl.training.duration import Duration
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCounter:
+    """What turns a duration into steps: the stage's batch size and training-set size."""
+
+    batch_size: int
+    examples: int
+    total: int
+    """Steps of the whole stage."""
+
+    def __call__(self, duration: Duration) -> int:
+        """A duration in steps."""
+        return duration.steps(batch_size=self.batch_size, examples=self.examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule(abc.ABC):
+    """How the learning rate changes over a stage."""
+
+    @abc.abstractmethod
+    def build(self, peak: float, count: StepCounter) -> optax.Schedule:
+        """The rate as a function of the step, for a peak rate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """The same rate throughout."""
+
+    def build(self, peak: float, count: StepCounter) -> optax.Schedule:
+        """The rate as a function of the step."""
+        del count
+        return optax.constant_schedule(peak)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """Linear warm-up, then half a cosine down to `final` times the peak."""
+
+    warmup: Duration | None = None
+    """Linear rise from zero (steps, epochs or examples)."""
+    final: float = 0.0
+    """Last rate as a fraction of the peak."""
+
+    def build(self, peak: float, count: StepCounter) -> optax.Schedule:
+        """The rate as a function of the step."""
+        warmup = count(self.warmup) if self.warmup else 0
+        decay = optax.cosine_decay_schedule(peak, max(1, count.total - warmup), alpha=self.final)
+        if warmup == 0:
+            return decay
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmRestarts(Schedule):
+    """Cosine with warm restarts (Loshchilov & Hutter 2017), rate held for `hold` at a time.
+
+    MulSupCon's program moves the rate once per "epoch" of 1000 steps; `hold` says so here.
+    """
+
+    period: Duration
+    """Length of the first cycle."""
+    multiplier: float = 2.0
+    """Each cycle is this many times as long as the one before."""
+    final: float = 0.0
+    """Lowest rate as a fraction of the peak."""
+    hold: Duration | None = None
+    """The rate changes only this often; every step if absent."""
+
+    def build(self, peak: float, count: StepCounter) -> optax.Schedule:
+        """The rate as a function of the step."""
+        hold = count(self.hold) if self.hold else 1
+        lengths, total = [], 0
+        length = float(count(self.period))
+        while total < count.total:
+            lengths.append(round(length))
+            total += lengths[-1]
+            length *= self.multiplier
+        cycles = [optax.cosine_decay_schedule(peak, length, alpha=self.final) for length in lengths]
+        starts = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
+        joined = optax.join_schedules(cycles, starts)
+        return lambda step: joined((step // hold) * hold)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau(Schedule):
+    """The rate is multiplied by `factor` when validation loss stops falling (after each validation).
+
+    The measure is the validation loss, relative threshold, as PyTorch's ReduceLROnPlateau.
+    """
+
+    factor: float = 0.1
+    """What the rate is multiplied by."""
+    patience: int = 2
+    """Validations without improvement that are borne."""
+    cooldown: int = 1
+    """Validations after a reduction that are not counted."""
+    threshold: float = 1e-3
+    """Relative improvement that counts as one."""
+
+    def build(self, peak: float, count: StepCounter) -> optax.Schedule:
+        """The rate as a function of the step, before reductions."""
+        del count
+        return optax.constant_schedule(peak)
+
+    def transform(self) -> optax.GradientTransformationExtraArgs:
+        """Optax's state machine for it; the trainer advances it once per validation."""
+        return optax.contrib.reduce_on_plateau(
+            factor=self.factor,
+            # PyTorch reduces when the bad count exceeds the patience, optax when it reaches it.
+            patience=self.patience + 1,
+            rtol=self.threshold,
+            atol=0.0,
+            cooldown=self.cooldown,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters follow their gradients."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    """sgd: with momentum; adam: L2 added to the gradient, as PyTorch's; adamw: decoupled decay."""
+    learning_rate: float = 4e-4
+    """Peak learning rate (per step)."""
+    schedule: Schedule = dataclasses.field(default_factory=Constant)
+    """How the rate changes over the stage."""
+    momentum: float = 0.9
+    """Momentum of sgd (fraction kept per step)."""
+    weight_decay: float = 0.0
+    """Decay (per unit of learning rate); biases and normalisation are left out."""
+    decay_all: bool = False
+    """Decay biases and normalisation too, as the authors' programs do."""
+    clip_norm: float | None = None
+    """Largest global gradient norm; no clipping if absent."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """(regular expression, factor) pairs over parameter paths; the first match scales the rate."""
+
+    def build(
+        self, params: PyTree, count: StepCounter, frozen: tuple[str, ...] = ()
+    ) -> optax.GradientTransformation:
+        """The optax transformation for these parameters.
+
+        Args:
+          params: parameters, or their shapes.
+          count: the stage's clock.
+          frozen: regular expressions over parameter paths that must not move.
+        """
+        rate = self.schedule.build(self.learning_rate, count)
+        decay = optax.add_decayed_weights(self.weight_decay, self._decayed)
+        if self.name == "sgd":
+            core = [decay, optax.trace(self.momentum)]
+        elif self.name == "adam":
+            core = [decay, optax.scale_by_adam()]
+        else:
+            core = [optax.scale_by_adam(), decay]
+        if self.clip_norm is not None:
+            core.insert(0, optax.clip_by_global_norm(self.clip_norm))
+        paths = parameter_paths(params)
+        _check_patterns("optimizer.rates", tuple(pattern for pattern, _ in self.rates), paths)
+        _check_patterns("frozen", frozen, paths)
+        transform = optax.chain(*core, self._scale_each(), optax.scale_by_learning_rate(rate))
+        if not frozen:
+            return transform
+        still = jax.tree.map(lambda path: matches(frozen, path), paths)
+        moving = jax.tree.map(operator.not_, still)
+        return optax.chain(
+            optax.masked(transform, moving), optax.masked(optax.set_to_zero(), still)
+        )
+
+    def rate(self, count: StepCounter) -> optax.Schedule:
+        """The learning rate as a function of the step, before plateau reductions."""
+        return self.schedule.build(self.learning_rate, count)
+
+    def _decayed(self, params: PyTree) -> PyTree:
+        # Biases and normalisation have one axis; kernels have at least two.
+        return jax.tree.map(lambda leaf: self.decay_all or len(leaf.shape) > 1, params)
+
+    def _scale_each(self) -> optax.GradientTransformation:
+        def scale(updates: PyTree, params: PyTree) -> PyTree:
+            del params
+            # The paths are read off the updates: where parameters are frozen, these are fewer.
+            return jax.tree.map(
+                lambda path, update: update * self._factor(path), parameter_paths(updates), updates
+            )
+
+        return optax.stateless(scale)
+
+    def _factor(self, path: str) -> float:
+        for pattern, factor in self.rates:
+            if re.search(pattern, path):
+                return factor
+        return 1.0
+
+
+def parameter_paths(params: PyTree) -> PyTree:
+    """The same tree with each leaf replaced by its path, "encoder/Dense_0/kernel".
+
+    Example:
+      >>> parameter_paths({"encoder": {"bias": 0}})
+      {'encoder': {'bias': 'encoder/bias'}}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+    )
+
+
+def matches(patterns: tuple[str, ...], path: str) -> bool:
+    """Whether a path matches any of the regular expressions.
+
+    Example:
+      >>> matches(("^encoder",), "encoder/Dense_0/kernel")
+      True
+    """
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def _check_patterns(field: str, patterns: tuple[str, ...], paths: PyTree) -> None:
+    names = jax.tree.leaves(paths)
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            groups = sorted({name.split("/")[0] for name in names})
+            raise ConfigError(
+                f'{field}: "{pattern}" matches no parameter; the groups are {", ".join(groups)}'
+            )

@@ -1,0 +1,201 @@
+"""A stage on a mesh: its pure program, shapes and shardings, and the compiled functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmlcl.data.source import Source
+from jaxmlcl.errors import ConfigError
+from jaxmlcl.sharding import batch_sharding, replicated
+from jaxmlcl.training.experiment import Experiment
+from jaxmlcl.training.objective import BatchSpec
+from jaxmlcl.training.optimizers import StepCounter
+from jaxmlcl.training.splits import Preparation, source_arrays
+from jaxmlcl.training.step import Feed, Program, TrainState, count_flops
+
+PyTree = Any
+
+# Rows per scoring step: fixed, so that scores do not depend on what else is scored.
+SCORING_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class StageProgram:
+    """One stage of an experiment, ready to be compiled."""
+
+    name: str
+    program: Program
+    mesh: Mesh
+    abstract: TrainState
+    """Shapes, types and shardings of the state."""
+    total: int
+    """Optimiser steps of the whole stage."""
+    flops_per_step: float
+    count: StepCounter
+
+    def bytes_of_state(self) -> dict[str, int]:
+        """Bytes of parameters, optimiser, queue and the rest of the state, over all devices."""
+
+        def size(tree: PyTree) -> int:
+            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+        state = self.abstract
+        queue = state.objective.get("queue", ()) if isinstance(state.objective, Mapping) else ()
+        return {
+            "parameters": size(state.params),
+            "optimizer": size(state.optimizer),
+            "queue": size(queue),
+            "other": size(state.objective) - size(queue),
+        }
+
+    def initial(self, source: PyTree | None) -> TrainState:
+        """A fresh state, born on its devices."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        return jax.jit(self.program.init, out_shardings=shardings)(source)
+
+    def compile(self, host: Mapping[str, np.ndarray], constants: PyTree) -> tuple[Any, float]:
+        """The step for host batches like this one, compiled once, and the seconds it took.
+
+        The state is donated: the old one is gone after the call.
+        """
+        rows = batch_sharding(self.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+            for name, array in host.items()
+        }
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        started = time.perf_counter()
+        compiled = (
+            jax.jit(
+                self.program.step,
+                donate_argnums=0,
+                out_shardings=(shardings, replicated(self.mesh)),
+            )
+            .lower(self.abstract, batch, constants)
+            .compile()
+        )
+        return compiled, time.perf_counter() - started
+
+    def scorer(self, rows: int, constants: PyTree) -> Any:
+        """A function (params, objective state, inputs [rows, ...]) -> scores [rows, L]."""
+        function = jax.jit(
+            self.program.scores,
+            in_shardings=(None, None, batch_sharding(self.mesh), None),
+            out_shardings=replicated(self.mesh),
+        )
+        preparation = {name: constants[name] for name in ("shift", "scale")}
+        return lambda params, state, inputs: function(params, state, inputs, preparation)
+
+
+def build_stage(
+    experiment: Experiment,
+    name: str,
+    mesh: Mesh,
+    source: Source,
+    flops_of_stages: Mapping[str, float],
+) -> StageProgram:
+    """Work out a stage's shapes, length and placement; nothing is computed or compiled.
+
+    Args:
+      experiment: the experiment.
+      name: the stage's name.
+      mesh: the devices.
+      source: the training split.
+      flops_of_stages: FLOPs of earlier stages, for durations that refer to them.
+
+    Raises:
+      ConfigError: the batch does not divide over devices, or lengths cannot be worked out.
+    """
+    stage = experiment.stages[name]
+    micro = stage.batch_size // stage.accumulate
+    if micro % mesh.size:
+        raise ConfigError(
+            f"stages.{name}: {micro} samples per micro-batch do not divide over {mesh.size} "
+            "devices; change batch_size, accumulate or the mesh"
+        )
+    dtype = jnp.dtype(experiment.precision)
+    metadata = source.metadata
+    views = stage.objective.views
+    shape = (stage.batch_size, *((views,) if views > 1 else ()), *metadata.input_shape)
+    spec = BatchSpec(
+        jax.ShapeDtypeStruct(shape, dtype),
+        jax.ShapeDtypeStruct((stage.batch_size, len(metadata.label_names)), jnp.float32),
+        stage.batch_size,
+    )
+    # Named, not numbered: a stage draws the same numbers wherever it stands in the experiment.
+    key = jax.random.fold_in(jax.random.key(experiment.seed), zlib.crc32(name.encode()))
+    params, state = jax.eval_shape(lambda: stage.objective.init(key, spec))
+    flops = count_flops(stage, spec, params, state)
+    total = stage.duration.steps(
+        batch_size=stage.batch_size,
+        examples=len(source),
+        flops_per_step=flops,
+        flops_of_stages=flops_of_stages,
+    )
+    count = StepCounter(stage.batch_size, len(source), total)
+    rows = batch_sharding(mesh)
+    program = Program(
+        stage,
+        Feed(len(source), dtype, key),
+        spec,
+        stage.optimizer.build(params, count, stage.frozen),
+        stage.optimizer.rate(count),
+        lambda tree: jax.lax.with_sharding_constraint(tree, rows),
+    )
+    shapes = jax.eval_shape(lambda: program.init(None))
+    shardings = experiment.mesh.place(mesh, shapes)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return StageProgram(name, program, mesh, abstract, total, flops, count)
+
+
+def device_constants(
+    preparation: Preparation, source: Source | None, mesh: Mesh, precision: str
+) -> PyTree:
+    """What every step reads and none changes: the preparation, and data that fit on the device."""
+    kind = jnp.promote_types(jnp.dtype(precision), jnp.float32)
+    constants: dict[str, Any] = {
+        "shift": np.asarray(preparation.shift, kind),
+        "scale": np.asarray(preparation.scale, kind),
+    }
+    arrays = source_arrays(source) if source is not None else None
+    if arrays is not None:
+        constants["resident"] = arrays
+    return jax.device_put(constants, replicated(mesh))
+
+
+def scoring_batches(source: Source, mesh: Mesh) -> Iterator[tuple[jax.Array, int]]:
+    """Input batches of one shape on the mesh, the last one padded, with their valid row counts."""
+    rows = min(SCORING_ROWS, len(source))
+    rows += -rows % mesh.size
+    arrays = source_arrays(source)
+    for start in range(0, len(source), rows):
+        stop = min(start + rows, len(source))
+        if arrays is not None:
+            inputs = arrays["inputs"][start:stop]
+        else:
+            inputs = np.stack([source[index]["inputs"] for index in range(start, stop)])
+        padding = [(0, rows - (stop - start))] + [(0, 0)] * (inputs.ndim - 1)
+        yield jax.device_put(np.pad(inputs, padding), batch_sharding(mesh)), stop - start
+
+
+def source_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [n, L] uint8 and ids [n] int32 of a whole source."""
+    arrays = source_arrays(source)
+    if arrays is not None:
+        return arrays["labels"], arrays["ids"]
+    records = [source[index] for index in range(len(source))]
+    labels = np.stack([record["labels"] for record in records])
+    return labels, np.asarray([record["id"] for record in records], np.int32)

@@ -1,0 +1,70 @@
+"""A stage of training: one objective and everything that belongs to minimising it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from jaxmlcl.data.augment import Augmentation
+from jaxmlcl.errors import ConfigError
+from jaxmlcl.training.duration import Duration, epochs
+from jaxmlcl.training.objective import Objective
+from jaxmlcl.training.optimizers import Optimizer, Plateau
+
+Selection = Literal["last", "loss", "map", "micro_f1", "macro_f1", "example_f1", "precision_at_1"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Objective, duration, batch, optimiser, augmentation, start, and how the best is chosen."""
+
+    objective: Objective
+    """What is minimised."""
+    duration: Duration
+    """How long (steps, epochs, examples, or "flops of STAGE")."""
+    batch_size: int = 64
+    """Samples per optimiser step, over all devices (samples)."""
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    """How parameters follow their gradients."""
+    augmentation: tuple[Augmentation, ...] = ()
+    """Random operations on the inputs, in order, on the device."""
+    starts_from: str | None = None
+    """Earlier stage whose encoder this one starts with; a fresh one if absent."""
+    frozen: tuple[str, ...] = ()
+    """Regular expressions over parameter paths that must not move."""
+    accumulate: int = 1
+    """Micro-batches per step (count); keys of one micro-batch are not seen by the others."""
+    validate_every: Duration = dataclasses.field(default_factory=lambda: epochs(1))
+    """How often the validation split is scored, if the objective gives scores."""
+    select: Selection = "last"
+    """Which step's parameters the stage ends with: the last, or the best on validation."""
+    patience: int | None = None
+    """Validations without improvement of `select` after which the stage ends (count)."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulate < 1:
+            raise ConfigError(
+                f"stage: batch_size ({self.batch_size}) and accumulate ({self.accumulate}) "
+                "must be at least 1"
+            )
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"stage: batch_size {self.batch_size} is not a multiple of accumulate "
+                f"{self.accumulate}"
+            )
+        if self.validates and not self.objective.gives_scores:
+            raise ConfigError(
+                f"stage: {self.objective.describe()} gives no label scores, so neither select="
+                f'"{self.select}" nor patience nor a plateau schedule can be used with it'
+            )
+        if self.patience is not None and self.select == "last":
+            raise ConfigError('stage: patience needs select, for instance select="loss"')
+
+    @property
+    def validates(self) -> bool:
+        """Whether training depends on validation scores."""
+        return (
+            self.select != "last"
+            or self.patience is not None
+            or isinstance(self.optimizer.schedule, Plateau)
+        )

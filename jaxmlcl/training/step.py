@@ -1,0 +1,213 @@
+"""The step: one jitted function for every objective, and the state it carries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmlcl.data.augment import augment
+from jaxmlcl.training.objective import Batch, BatchSpec
+from jaxmlcl.training.optimizers import Plateau, matches, parameter_paths
+from jaxmlcl.training.stage import Stage
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that changes while a stage trains, as one pytree of arrays."""
+
+    step: jax.Array
+    """int32, steps taken."""
+    params: PyTree
+    objective: PyTree
+    """The objective's state: batch statistics, key encoder, queue, ..."""
+    optimizer: PyTree
+    plateau: PyTree
+    """State of the plateau rule; empty for other schedules."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What turns a host batch into an objective's batch, inside the step."""
+
+    examples: int
+    """Samples in the training set."""
+    dtype: Any
+    """Type of the computation."""
+    key: jax.Array
+    """The stage's random key."""
+
+    def prepare(self, inputs: jax.Array, constants: PyTree) -> jax.Array:
+        """Inputs [B, ...] in the type of the computation, shifted and scaled."""
+        kind = jnp.promote_types(self.dtype, jnp.float32)
+        x = (inputs.astype(kind) - constants["shift"]) * constants["scale"]
+        return x.astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The pure functions of one stage, before jit."""
+
+    stage: Stage
+    feed: Feed
+    spec: BatchSpec
+    transform: optax.GradientTransformation
+    rate: optax.Schedule
+    place: Callable[[PyTree], PyTree]
+    """Constrains a batch to its sharding."""
+
+    def init(self, source: PyTree | None) -> TrainState:
+        """A fresh state; with the encoder of `source` = (params, state) where given."""
+        key = jax.random.fold_in(self.feed.key, 0)
+        params, state = self.stage.objective.init(key, self.spec)
+        if source is not None:
+            params, state = self.stage.objective.warm_start(params, state, *source)
+        schedule = self.stage.optimizer.schedule
+        plateau = schedule.transform().init({}) if isinstance(schedule, Plateau) else ()
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, state, self.transform.init(params), plateau
+        )
+
+    def batch(self, step: jax.Array, host: PyTree, constants: PyTree) -> Batch:
+        """The objective's batch for a host batch: gathered, prepared and augmented."""
+        if "index" in host:
+            rows = self.place({"ids": host["index"]})["ids"]
+            host = {name: constants["resident"][name][rows] for name in ("inputs", "labels", "ids")}
+        host = self.place(host)
+        size = self.stage.batch_size
+        position = step.astype(jnp.uint32) * size + jnp.arange(size, dtype=jnp.uint32)
+        key = jax.random.fold_in(self.feed.key, 1)
+        inputs = augment(
+            self.feed.prepare(host["inputs"], constants),
+            self.stage.augmentation,
+            key,
+            self.place({"epoch": position // self.feed.examples})["epoch"],
+            host["ids"],
+            self.stage.objective.views,
+        )
+        kind = jnp.promote_types(self.feed.dtype, jnp.float32)
+        return Batch(inputs, host["labels"].astype(kind), host["ids"], size)
+
+    def step(
+        self, state: TrainState, host: PyTree, constants: PyTree
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One optimiser step: the new state, and scalars for the log."""
+        objective = self.stage.objective
+        batch = self.batch(state.step, host, constants)
+        key = jax.random.fold_in(jax.random.fold_in(self.feed.key, 2), state.step)
+        begun = objective.before_step(state.params, state.objective)
+        loss, measurements, grads, ended, emitted = _gradients(
+            self.stage, state.params, begun, batch, key
+        )
+        ended = objective.after_step(ended, emitted)
+
+        updates, optimizer = self.transform.update(grads, state.optimizer, state.params)
+        reduction = state.plateau.scale if state.plateau else 1.0
+        updates = jax.tree.map(lambda u: (u * reduction).astype(u.dtype), updates)
+        params = optax.apply_updates(state.params, updates)
+        measurements = {
+            "loss": loss,
+            **measurements,
+            "learning_rate": jnp.asarray(self.rate(state.step) * reduction, jnp.float32),
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+        }
+        return TrainState(state.step + 1, params, ended, optimizer, state.plateau), measurements
+
+    def scores(self, params: PyTree, state: PyTree, inputs: jax.Array, constants: PyTree) -> Any:
+        """Label scores [B, L] of raw inputs, in evaluation mode."""
+        x = self.feed.prepare(inputs, constants)
+        return self.stage.objective.scores(params, state, x).astype(jnp.float32)
+
+
+def advance_plateau(schedule: Plateau, plateau: PyTree, loss: jax.Array) -> PyTree:
+    """The plateau rule's state after one more validation loss."""
+    _, plateau = schedule.transform().update({}, plateau, value=loss)
+    return plateau
+
+
+def count_flops(stage: Stage, spec: BatchSpec, params: PyTree, state: PyTree) -> float:
+    """Counted FLOPs of one step's losses and gradients, before the compiler rewrites anything.
+
+    The count is the same on every platform, so that stages can be given equal budgets.
+
+    Args:
+      stage: the stage.
+      spec: shapes of its batches.
+      params: shapes of the parameters.
+      state: shapes of the objective's state.
+
+    Returns:
+      FLOPs per optimiser step.
+    """
+    parts = stage.accumulate
+    kind = jnp.promote_types(spec.inputs.dtype, jnp.float32)
+
+    def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shape[0] // parts, *shape[1:]), dtype)
+
+    shapes = (
+        rows(spec.inputs.shape, spec.inputs.dtype),
+        rows(spec.labels.shape, kind),
+        rows((spec.step_samples,), jnp.int32),
+    )
+
+    def work(params: PyTree, state: PyTree, arrays: Any, key: jax.Array) -> Any:
+        return _micro(stage, params, state, Batch(*arrays, spec.step_samples), key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    costs = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
+    return parts * float(costs["flops"])
+
+
+def _gradients(stage: Stage, params: PyTree, state: PyTree, batch: Batch, key: jax.Array) -> Any:
+    """Mean loss, measurements and gradients over the micro-batches; state after the last."""
+    parts = stage.accumulate
+    if parts == 1:
+        return _micro(stage, params, state, batch, jax.random.fold_in(key, 0))
+    # Sample i goes to micro-batch i mod parts, so that no device is idle in any of them.
+    split = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def body(carry: Any, part: Any) -> Any:
+        current, total = carry
+        index, micro = part
+        loss, measurements, grads, current, emitted = _micro(
+            stage, params, current, micro, jax.random.fold_in(key, index)
+        )
+        total = jax.tree.map(jnp.add, total, grads)
+        return (current, total), (loss, measurements, emitted)
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    (state, total), (losses, measurements, emitted) = jax.lax.scan(
+        body, (state, zero), (jnp.arange(parts), split)
+    )
+    grads = jax.tree.map(lambda g: g / parts, total)
+    emitted = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), emitted)
+    return losses.mean(), jax.tree.map(jnp.mean, measurements), grads, state, emitted
+
+
+def _micro(stage: Stage, params: PyTree, state: PyTree, batch: Batch, key: jax.Array) -> Any:
+    def loss(params: PyTree) -> Any:
+        if stage.frozen:
+            # Cutting the gradient here lets the compiler drop the frozen part's backward pass.
+            params = jax.tree.map(
+                lambda path, leaf: (
+                    jax.lax.stop_gradient(leaf) if matches(stage.frozen, path) else leaf
+                ),
+                parameter_paths(params),
+                params,
+            )
+        return stage.objective.loss(params, state, batch, key)
+
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, aux.measurements, grads, aux.state, aux.emitted

@@ -1,0 +1,521 @@
+"""The trainer: one loop for every stage of every method, readable from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
+from jaxmlcl.data.source import Source
+from jaxmlcl.errors import CheckpointError, NonFiniteError, Preempted, UserError
+from jaxmlcl.evaluation import multilabel_metrics
+from jaxmlcl.io import write_atomic
+from jaxmlcl.sharding import batch_sharding
+from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
+from jaxmlcl.training.console import Console, Silent
+from jaxmlcl.training.experiment import Experiment, parse_profile
+from jaxmlcl.training.optimizers import Plateau
+from jaxmlcl.training.program import (
+    StageProgram,
+    build_stage,
+    device_constants,
+    scoring_batches,
+    source_labels,
+)
+from jaxmlcl.training.splits import check_same_labels, fit_preparation, open_split
+from jaxmlcl.training.step import TrainState, advance_plateau
+from jaxmlcl.training.workdir import open_workdir
+from jaxmlcl.training.writers import MetricsLog, TensorBoard
+
+# Measurements wait on the device at most this many steps before they are looked at.
+_MOST_PENDING = 256
+_VALIDATED = ("map", "micro_f1", "macro_f1", "example_f1", "hamming_accuracy", "precision_at_1")
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the host remembers of a stage beside the arrays; saved in every checkpoint."""
+
+    step: int = 0
+    best_value: float | None = None
+    best_step: int = 0
+    validations_since_best: int = 0
+    train_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+
+def default_workdir(experiment: Experiment) -> Path:
+    """Where an experiment is written: its workdir, or runs/NAME."""
+    return Path(experiment.workdir or Path("runs") / experiment.name)
+
+
+def stage_folder(workdir: Path, stage: str) -> Path:
+    """Where a stage's checkpoints are."""
+    return workdir / "checkpoints" / stage
+
+
+def train(
+    experiment: Experiment,
+    resolved: str,
+    *,
+    console: Console | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Path:
+    """Run an experiment, or continue it from its last checkpoint.
+
+    Args:
+      experiment: what to run.
+      resolved: the same as JSON text, as it is kept in the workdir.
+      console: what hears of the progress; nothing by default.
+      devices: the devices to use; all by default.
+
+    Returns:
+      The workdir.
+
+    Raises:
+      UserError: something the user can mend: configuration, data, disk, NaN in the loss.
+      Preempted: a signal asked to stop; the state is saved.
+    """
+    console = console or Silent()
+    with open_workdir(default_workdir(experiment), resolved) as workdir, _stop_signals() as stop:
+        # Set up: devices, data, and what every step reads.
+        mesh = experiment.mesh.build(devices)
+        source = open_split(experiment.data, "train")
+        validation = open_split(experiment.data, "validation") if experiment.data.validation else None
+        if validation is not None:
+            check_same_labels(source, validation, ("train", "validation"))
+        preparation = fit_preparation(experiment.data, source)
+        preparation.save(workdir / "preparation.npz")
+        constants = device_constants(preparation, source, mesh, experiment.precision)
+        stores = {
+            name: CheckpointStore(stage_folder(workdir, name), keep_latest=experiment.checkpoint.keep)
+            for name in experiment.stages
+        }
+        for store in stores.values():
+            store.clean()
+        run = _Run(experiment, workdir, mesh, source, validation, constants, stores, console, stop)
+        console.line(
+            f"{experiment.name}: {len(source)} training samples, {len(source.metadata.label_names)} "
+            f"labels, {mesh.size} {mesh.devices.flat[0].platform} device(s), workdir {workdir}"
+        )
+        try:
+            # Restore: find where the run stands, and forget what was logged after that.
+            position = run.find_position()
+            run.log.cut(position.host["metrics_offset"] if position else 0)
+            # Train: every stage in order; finished ones only say what they cost.
+            for name in experiment.stages:
+                run.stage(name)
+        finally:
+            run.close()
+        return workdir
+
+
+class _Run:
+    """One call of `train`: everything its stages share."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        mesh: jax.sharding.Mesh,
+        source: Source,
+        validation: Source | None,
+        constants: Any,
+        stores: dict[str, CheckpointStore],
+        console: Console,
+        stop: list[int],
+    ) -> None:
+        self.experiment = experiment
+        self.workdir = workdir
+        self.mesh = mesh
+        self.source = source
+        self.validation = validation
+        self.constants = constants
+        self.stores = stores
+        self.console = console
+        self.stop = stop
+        self.log = MetricsLog(workdir)
+        self.tensorboard = TensorBoard(workdir) if experiment.logging.tensorboard else None
+        self.restored: dict[str, Checkpoint | None] = {}
+        self.flops: dict[str, float] = {}
+        self.summary: dict[str, Any] = {}
+        self.programs: dict[str, StageProgram] = {}
+
+    # ------------------------------------------------------------------ restore
+
+    def find_position(self) -> Checkpoint | None:
+        """The newest intact checkpoint of every stage up to the first unfinished one."""
+        latest = None
+        for name, store in self.stores.items():
+            checkpoint = store.latest_valid(report=self.console.line)
+            self.restored[name] = checkpoint
+            if checkpoint is None:
+                break
+            self._check_data(checkpoint)
+            latest = checkpoint
+            if not checkpoint.finished:
+                break
+        return latest
+
+    def _check_data(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.host["data"]
+        now = self.source.metadata.fingerprint
+        if saved["fingerprint"] != now:
+            raise CheckpointError(
+                f"{checkpoint.path}: it was trained on other data (fingerprint "
+                f"{saved['fingerprint'][:12]}, now {now[:12]}); bring back the data, or start in a "
+                "new workdir"
+            )
+        before = checkpoint.host["machine"]
+        machine = _machine(self.mesh)
+        if before != machine:
+            self.console.line(
+                f"continuing on another machine or mesh ({before} before, {machine} now): results "
+                "agree to rounding, not to the bit"
+            )
+
+    # ------------------------------------------------------------------ one stage
+
+    def stage(self, name: str) -> None:
+        """Train one stage to its end, from its last checkpoint if there is one."""
+        stage = self.experiment.stages[name]
+        program = build_stage(self.experiment, name, self.mesh, self.source, self.flops)
+        self.programs[name] = program
+        checkpoint = self.restored.get(name)
+        if checkpoint is not None and checkpoint.finished:
+            self._conclude(program, Progress(**checkpoint.host["progress"]))
+            self.console.line(f"{name}: finished before, at step {checkpoint.step}")
+            return
+
+        # The state: restored, or fresh with an earlier stage's encoder.
+        progress = Progress()
+        if checkpoint is not None:
+            progress = Progress(**checkpoint.host["progress"])
+            state = self.stores[name].restore(checkpoint, program.abstract)
+            self.console.line(f"{name}: continuing after step {progress.step}")
+        else:
+            state = program.initial(self._start(stage.starts_from))
+
+        # The step, compiled once for every batch of the stage.
+        order = GlobalOrder(len(self.source), stage.batch_size, self.experiment.seed)
+        resident = "resident" in self.constants
+        steps = Indices(order) if resident else Records(self.source, order)
+        compiled, seconds = program.compile(steps[progress.step], self.constants)
+        progress.compile_seconds += seconds
+        sizes = ", ".join(f"{k} {v / 1e6:.2f} MB" for k, v in program.bytes_of_state().items())
+        self.console.line(
+            f"{name}: {stage.objective.describe()}, {program.total} steps of {stage.batch_size}, "
+            f"compiled in {seconds:.1f} s, {program.flops_per_step / 1e9:.3f} GFLOP a step; {sizes}"
+        )
+        scorer = self._validator(program) if stage.objective.gives_scores else None
+
+        every = {
+            "log": program.count(self.experiment.logging.every),
+            "validate": program.count(stage.validate_every),
+            "save": program.count(self.experiment.checkpoint.every),
+        }
+        first = progress.step
+        profile = self._profile(name)
+        rows = batch_sharding(self.mesh)
+        pending: list[tuple[int, dict[str, jax.Array]]] = []
+        started = last_log = time.perf_counter()
+        last_logged = first
+        finished = first >= program.total
+        self.console.start(name, first, program.total, stage.batch_size)
+        iterator = batches(steps, first)
+        try:
+            while not finished:
+                # 1. One step. Nothing is moved between host and device but the batch.
+                host = next(iterator)
+                profile.before(progress.step)
+                with jax.transfer_guard("disallow"):
+                    state, measurements = compiled(
+                        state, jax.device_put(host, rows), self.constants
+                    )
+                progress.step += 1
+                pending.append((progress.step, measurements))
+                profile.after(progress.step, state)
+                finished = progress.step >= program.total
+                # Read once: a signal that comes later in this round is for the next one.
+                leaving = bool(self.stop)
+
+                # 2. Look at what the last steps measured; stop before anything bad is saved.
+                loss = None
+                logging = progress.step % every["log"] == 0 or finished
+                validating = scorer is not None and (
+                    progress.step % every["validate"] == 0 or finished
+                )
+                saving = progress.step % every["save"] == 0 or finished or leaving
+                if logging or validating or saving or len(pending) >= _MOST_PENDING:
+                    last = self._drain(name, order, pending)
+                    loss = last["loss"]
+                if logging:
+                    now = time.perf_counter()
+                    rate = (progress.step - last_logged) * stage.batch_size / (now - last_log)
+                    last_log, last_logged = now, progress.step
+                    self._write("train", program, progress.step, {**last, "samples_per_second": rate})
+                self.console.progress(progress.step, loss)
+
+                # 3. Validate, and decide whether this is the best so far.
+                best = False
+                if validating and scorer is not None:
+                    measured = scorer(state)
+                    self._write("validation", program, progress.step, measured)
+                    best = self._judge(stage.select, measured, progress)
+                    if isinstance(stage.optimizer.schedule, Plateau):
+                        state = self._reduce(program, state, measured["loss"])
+                    if stage.patience is not None and not finished:
+                        finished = progress.validations_since_best >= stage.patience
+
+                # 4. Save arrays, data position, best and log offset as one unit.
+                if saving or best or finished:
+                    spent = time.perf_counter()
+                    progress.train_seconds += spent - started
+                    started = spent
+                    self._save(program, state, progress, best=best, finished=finished)
+
+                # 5. Leave if asked to.
+                if leaving and not finished:
+                    self.stores[name].wait()
+                    self.console.stop()
+                    raise Preempted(
+                        f"stopped by signal {signal.Signals(self.stop[0]).name} after saving step "
+                        f"{progress.step} of {name}; run the same command again to continue"
+                    )
+        finally:
+            profile.close()
+            iterator.close()
+            self.console.stop()
+        self.stores[name].wait()
+        self._conclude(program, progress)
+
+    def _start(self, source: str | None) -> Any:
+        """Parameters and objective state that a stage starts from."""
+        if source is None:
+            return None
+        state, _ = load_stage(self.stores[source], self.programs[source], self.console.line)
+        return state.params, state.objective
+
+    def _drain(
+        self, name: str, order: GlobalOrder, pending: list[tuple[int, dict[str, jax.Array]]]
+    ) -> dict[str, float]:
+        """The last step's measurements; every waiting step's loss is checked."""
+        losses = jax.device_get([measurements["loss"] for _, measurements in pending])
+        for (step, measurements), loss in zip(pending, losses, strict=True):
+            if not math.isfinite(loss):
+                terms = jax.device_get(measurements)
+                ids = [int(self.source[int(index)]["id"]) for index in order[step - 1]]
+                shown = ", ".join(f"{term} {float(value):.4g}" for term, value in terms.items())
+                raise NonFiniteError(
+                    f"{name}: the loss is not finite at step {step}: {shown}; sample ids of the "
+                    f"batch: {ids}; the last good checkpoint is kept; look at these samples, or "
+                    "lower the learning rate"
+                )
+        last = {term: float(value) for term, value in jax.device_get(pending[-1][1]).items()}
+        pending.clear()
+        return last
+
+    def _write(self, kind: str, program: StageProgram, step: int, values: dict[str, float]) -> None:
+        epoch = step * program.count.batch_size / program.count.examples
+        row = {"kind": kind, "stage": program.name, "step": step, "epoch": epoch, **values}
+        self.log.write(row)
+        if self.tensorboard is not None:
+            self.tensorboard.write(row)
+
+    def _validator(self, program: StageProgram) -> Any:
+        """A function from the state to measurements on the validation split, if there is one."""
+        validation = self.validation
+        if validation is None:
+            return None
+        inputs = list(scoring_batches(validation, self.mesh))
+        labels, _ = source_labels(validation)
+        score = program.scorer(inputs[0][0].shape[0], self.constants)
+
+        def validate(state: Any) -> dict[str, float]:
+            parts = [
+                jax.device_get(score(state.params, state.objective, x))[:valid]
+                for x, valid in inputs
+            ]
+            return validation_measures(np.concatenate(parts), labels)
+
+        return validate
+
+    def _judge(self, select: str, measured: dict[str, float], progress: Progress) -> bool:
+        """Whether this validation is the best so far; ties and NaN are not."""
+        if select == "last":
+            return False
+        value = -measured["loss"] if select == "loss" else measured[select]
+        if progress.best_value is None or value > progress.best_value:
+            progress.best_value, progress.best_step = value, progress.step
+            progress.validations_since_best = 0
+            return True
+        progress.validations_since_best += 1
+        return False
+
+    def _reduce(self, program: StageProgram, state: Any, loss: float) -> Any:
+        schedule = program.program.stage.optimizer.schedule
+        plateau = jax.jit(
+            lambda plateau, loss: advance_plateau(schedule, plateau, loss),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.abstract.plateau),
+        )(state.plateau, np.float32(loss))
+        return dataclasses.replace(state, plateau=plateau)
+
+    def _save(
+        self, program: StageProgram, state: Any, progress: Progress, *, best: bool, finished: bool
+    ) -> None:
+        self.log.sync()
+        host = {
+            "progress": dataclasses.asdict(progress),
+            "metrics_offset": self.log.offset,
+            "data": {
+                "fingerprint": self.source.metadata.fingerprint,
+                "next_step": progress.step,
+                "seed": self.experiment.seed,
+            },
+            "machine": _machine(self.mesh),
+        }
+        self.stores[program.name].save(progress.step, state, host, best=best, finished=finished)
+
+    def _conclude(self, program: StageProgram, progress: Progress) -> None:
+        """Note what the stage cost, for later durations and the report."""
+        stage = program.program.stage
+        self.flops[program.name] = program.flops_per_step * progress.step
+        sizes = program.bytes_of_state()
+        leaves = jax.tree.leaves(program.abstract.params)
+        self.summary[program.name] = {
+            "objective": stage.objective.describe(),
+            "gives_scores": stage.objective.gives_scores,
+            "steps": progress.step,
+            "epochs": progress.step * stage.batch_size / len(self.source),
+            "batch_size": stage.batch_size,
+            "select": stage.select,
+            "best_step": progress.best_step if progress.best_value is not None else None,
+            "starts_from": stage.starts_from,
+            "gflop_per_step": program.flops_per_step / 1e9,
+            "gflop_total": self.flops[program.name] / 1e9,
+            "parameters": sum(leaf.size for leaf in leaves),
+            "bytes": sizes,
+            "compile_seconds": progress.compile_seconds,
+            "train_seconds": progress.train_seconds,
+            "machine": _machine(self.mesh),
+        }
+        write_atomic(self.workdir / "stages.json", json.dumps(self.summary, indent=2) + "\n")
+
+    def _profile(self, name: str) -> _Profile:
+        wanted = self.experiment.profile
+        if wanted is None or name != next(iter(self.experiment.stages)):
+            return _Profile(None, self.workdir)
+        return _Profile(parse_profile(wanted), self.workdir)
+
+    def close(self) -> None:
+        """Wait for what is still being written, and close the logs."""
+        self.log.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        for store in self.stores.values():
+            store.wait()
+
+
+class _Profile:
+    """A trace of some steps, for a profile viewer."""
+
+    def __init__(self, span: tuple[int, int] | None, workdir: Path) -> None:
+        self._span = span
+        self._folder = workdir / "profile"
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Begin at the first step of the span."""
+        if self._span is not None and step == self._span[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, state: Any) -> None:
+        """End after the last step of the span, once its work is done."""
+        if self._running and self._span is not None and step == self._span[1]:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """End the trace if one is running."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+def load_stage(
+    store: CheckpointStore,
+    program: StageProgram,
+    report: Callable[[str], None],
+) -> tuple[TrainState, Checkpoint]:
+    """The state a finished stage ended with: its best by validation, or its last.
+
+    A damaged best is passed over for the last, saying so.
+
+    Raises:
+      UserError: the stage is not finished, or its checkpoints are damaged.
+    """
+    finished = store.latest_valid(where=lambda found: found.finished, report=report)
+    chosen = finished
+    if finished is not None and program.program.stage.select != "last":
+        chosen = store.latest_valid(where=lambda found: found.best, report=report) or finished
+    if chosen is None:
+        raise UserError(
+            f"stage {program.name}: no intact finished checkpoint in {store.directory}; run the "
+            "training command again"
+        )
+    return store.restore(chosen, program.abstract), chosen
+
+
+def validation_measures(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean binary cross-entropy of the scores, and the measures that are logged while training."""
+    p = np.clip(scores.astype(np.float64), 1e-7, 1.0 - 1e-7)
+    loss = -np.where(labels > 0, np.log(p), np.log1p(-p)).mean()
+    if not np.isfinite(scores).all():
+        return {"loss": math.nan, **dict.fromkeys(_VALIDATED, math.nan)}
+    measured = multilabel_metrics(scores, labels)
+    return {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
+
+
+def _machine(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    device = mesh.devices.flat[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "mesh": {name: int(size) for name, size in mesh.shape.items()},
+        "cpu_cores": os.cpu_count(),
+        "jax": jax.__version__,
+    }
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that holds the signal that asked this process to stop, once one has."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, remember) for number in (signal.SIGTERM,)}
+    except ValueError:
+        # Not the main thread: the embedding program decides about signals.
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,90 @@
+"""The run's folder: one run at a time, one experiment for good."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxmlcl.errors import ConfigError, UserError
+from jaxmlcl.io import write_atomic
+from jaxmlcl.training.experiment import VOLATILE
+
+
+@contextlib.contextmanager
+def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
+    """Create or re-enter a run's folder, and hold it for this process.
+
+    Args:
+      path: the folder.
+      resolved: the resolved experiment as JSON text; written as experiment.json.
+
+    Raises:
+      UserError: the folder cannot be written, or another process trains in it.
+      ConfigError: it belongs to an experiment that differs; the fields are named.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write to the workdir ({error.strerror}); choose another with --workdir"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{path}: another process is training in this workdir; wait for it, or choose "
+                "another with --workdir"
+            ) from None
+        saved = path / "experiment.json"
+        if saved.exists():
+            _compare(saved, resolved)
+        try:
+            write_atomic(saved, resolved)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot write to the workdir ({error.strerror}); free the disk or choose "
+                "another with --workdir"
+            ) from None
+        yield path
+
+
+def _compare(saved: Path, resolved: str) -> None:
+    try:
+        old = _flatten(json.loads(saved.read_text()))
+    except (ValueError, UnicodeDecodeError):
+        raise ConfigError(
+            f"{saved}: not readable as JSON, so it cannot be told whether the run is the same "
+            "experiment; restore the file, or start in a new workdir"
+        ) from None
+    new = _flatten(json.loads(resolved))
+    differing = [
+        f"{name} ({old.get(name, 'absent')} there, {new.get(name, 'absent')} now)"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+        and not any(name == volatile or name.startswith(volatile + ".") for volatile in VOLATILE)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{saved.parent}: the workdir belongs to a different experiment: "
+            f"{'; '.join(differing[:8])}{'; ...' if len(differing) > 8 else ''}. "
+            "Use the same configuration to continue it, or another --workdir"
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = ((str(position), item) for position, item in enumerate(value))
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, item in items:
+        flat.update(_flatten(item, f"{prefix}.{name}" if prefix else name))
+    return flat

@@ -1,0 +1,106 @@
+"""Eight devices give what one gives: losses and parameters, data parallel and fsdp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmlcl.data.pipeline import GlobalOrder, Indices
+from jaxmlcl.sharding import MeshSpec, batch_sharding
+from jaxmlcl.training.experiment import Data, Experiment
+from jaxmlcl.training.optimizers import Cosine, Optimizer
+from jaxmlcl.training.program import build_stage, device_constants
+from jaxmlcl.training.splits import fit_preparation
+from jaxmlcl.training.stage import Stage
+from tests.training.conftest import pictures, pretrain, vectors
+
+MESHES = {"data": MeshSpec(8, 1), "fsdp": MeshSpec(1, 8), "both": MeshSpec(2, 4)}
+OPTIMIZERS = {
+    "sgd": Optimizer("sgd", 0.05, weight_decay=1e-4, schedule=Cosine()),
+    "adam": Optimizer("adam", 1e-3, clip_norm=1.0),
+}
+
+
+def run(kind: str, stage: Stage, mesh_spec: MeshSpec, precision: str) -> tuple[Any, Any]:
+    """Losses of 20 steps, and the final parameters on the host."""
+    source = vectors() if kind == "vectors" else pictures()
+    data = Data("unused", inputs="standardize" if kind == "vectors" else "unit")
+    experiment = Experiment("x", data, {"pretrain": stage}, precision=precision, mesh=mesh_spec)
+    devices = jax.devices()[:1] if mesh_spec == MeshSpec() else jax.devices()[:8]
+    mesh = mesh_spec.build(devices)
+    constants = device_constants(fit_preparation(data, source), source, mesh, precision)
+    program = build_stage(experiment, "pretrain", mesh, source, {})
+    batches = Indices(GlobalOrder(len(source), stage.batch_size, experiment.seed))
+    step, _ = program.compile(batches[0], constants)
+    state = program.initial(None)
+    losses = []
+    for index in range(program.total):
+        host = jax.device_put(batches[index], batch_sharding(mesh))
+        state, measurements = step(state, host, constants)
+        losses.append(float(measurements["loss"]))
+    return np.array(losses), jax.device_get(state.params)
+
+
+def compare(kind: str, optimizer: str, mesh: str, precision: str, **changes: Any) -> None:
+    stage = pretrain(kind, OPTIMIZERS[optimizer], **changes)
+    one_losses, one = run(kind, stage, MeshSpec(), precision)
+    many_losses, many = run(kind, stage, MESHES[mesh], precision)
+    assert one_losses[-1] != one_losses[0]
+    tolerance = 1e-12 if precision == "float64" else 1e-5
+    np.testing.assert_allclose(many_losses, one_losses, rtol=tolerance, atol=0)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        if precision == "float64":
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-9)
+        else:
+            # A tensor that starts at zero and whose gradient is rounding has no norm to speak of.
+            assert np.linalg.norm(b - a) <= 1e-3 * np.linalg.norm(a) + 1e-7
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.usefixtures("x64")
+def test_vectors_in_float64(mesh: str, optimizer: str) -> None:
+    compare("vectors", optimizer, mesh, "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.usefixtures("x64")
+def test_convolutions_with_batch_norm_in_float64(mesh: str, optimizer: str) -> None:
+    compare("pictures", optimizer, mesh, "float64")
+
+
+@pytest.mark.parametrize(("mesh", "optimizer"), [("data", "sgd"), ("fsdp", "adam")])
+def test_vectors_in_float32(mesh: str, optimizer: str) -> None:
+    compare("vectors", optimizer, mesh, "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "optimizer"), [("data", "adam"), ("both", "sgd")])
+def test_convolutions_in_float32(mesh: str, optimizer: str) -> None:
+    compare("pictures", optimizer, mesh, "float32")
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradient_accumulation_is_sharded_alike() -> None:
+    compare("vectors", "adam", "both", "float64", accumulate=2)
+
+
+def test_fsdp_splits_parameters_and_optimizer() -> None:
+    source = vectors()
+    stage = pretrain("vectors", OPTIMIZERS["adam"])
+    spec = MeshSpec(1, 8)
+    experiment = Experiment("x", Data("unused"), {"pretrain": stage}, mesh=spec)
+    program = build_stage(experiment, "pretrain", spec.build(jax.devices()[:8]), source, {})
+    state = program.initial(None)
+    kernel = state.params["encoder"]["Dense_1"]["kernel"]
+    assert kernel.shape == (32, 64)
+    assert {shard.data.size for shard in kernel.addressable_shards} == {32 * 64 // 8}
+    split = [leaf for leaf in jax.tree.leaves(state.optimizer) if not leaf.is_fully_replicated]
+    assert len(split) == 2 * sum(
+        not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)
+    )

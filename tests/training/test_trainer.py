@@ -1,0 +1,286 @@
+"""The trainer in one process: what it writes, what it refuses, and that it compiles once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmlcl.config import to_json
+from jaxmlcl.data.source import ArraySource, register_source
+from jaxmlcl.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, UserError
+from jaxmlcl.methods import Classification
+from jaxmlcl.training import trainer as trainer_module
+from jaxmlcl.training.console import Silent
+from jaxmlcl.training.duration import flops_of, steps
+from jaxmlcl.training.experiment import Experiment
+from jaxmlcl.training.scoring import score_stages
+from jaxmlcl.training.trainer import train
+from tests.training.conftest import SMALL_MLP, vectors
+
+TIMES = ("samples_per_second",)
+
+
+class Lines(Silent):
+    """Keeps what the trainer says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def run(experiment: Experiment, console: Any = None) -> Path:
+    return train(experiment, to_json(experiment), console=console, devices=jax.devices()[:1])
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def untimed(workdir: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(workdir)]
+
+
+def arrays(experiment: Experiment, workdir: Path) -> dict[str, np.ndarray]:
+    scored = score_stages(experiment, workdir, "test", devices=jax.devices()[:1])
+    return {name: stage.scores for name, stage in scored.stages.items()}
+
+
+def test_a_run_writes_what_it_promises(experiment: Experiment) -> None:
+    console = Lines()
+    workdir = run(experiment, console)
+    log = rows(workdir)
+    assert json.loads((workdir / "experiment.json").read_text())["name"] == "small"
+    train_rows = [row for row in log if row["kind"] == "train"]
+    assert [row["step"] for row in train_rows if row["stage"] == "pretrain"] == list(range(5, 61, 5))
+    for name in (
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "parameter_norm",
+        "update_norm",
+        "samples_per_second",
+        "queue_fill",
+        "positives_per_anchor",
+        "valid_anchor_fraction",
+    ):
+        assert name in train_rows[0], name
+    assert train_rows[0]["queue_fill"] == 1.0  # 4 batches of 16 before step 5, 48 slots
+    validations = [row for row in log if row["kind"] == "validation"]
+    assert {row["stage"] for row in validations} == {"probe", "bce"}
+    assert all(0 <= row["map"] <= 1 for row in validations)
+    summary = json.loads((workdir / "stages.json").read_text())
+    assert list(summary) == ["pretrain", "probe", "bce"]
+    assert summary["pretrain"]["bytes"]["queue"] == 48 * (16 * 4 + 4 + 4) + 4
+    assert any("compiled in" in line and "queue" in line for line in console.lines)
+    scores = arrays(experiment, workdir)
+    assert set(scores) == {"probe", "bce"}
+    assert scores["probe"].shape == (64, 4)
+
+
+def test_pretraining_learns(experiment: Experiment) -> None:
+    workdir = run(experiment)
+    losses = [row["loss"] for row in rows(workdir) if row["stage"] == "bce" and row["kind"] == "train"]
+    assert losses[-1] < losses[0]
+
+
+def test_a_frozen_encoder_does_not_move(experiment: Experiment) -> None:
+    workdir = run(experiment)
+    stores = {
+        name: trainer_module.CheckpointStore(trainer_module.stage_folder(workdir, name))
+        for name in ("pretrain", "probe")
+    }
+    kernels = []
+    for store in stores.values():
+        saved = store.latest_valid(report=print, where=lambda found: found.finished)
+        assert saved is not None
+        kernels.append(store.restore_numpy(saved)["params"]["encoder"]["Dense_0"]["kernel"])
+    np.testing.assert_array_equal(*kernels)
+
+
+def test_the_second_run_of_a_finished_experiment_changes_nothing(experiment: Experiment) -> None:
+    workdir = run(experiment)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    console = Lines()
+    run(experiment, console)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert sum("finished before" in line for line in console.lines) == 3
+
+
+class Stop(Silent):
+    """Sends a signal, or raises, at a step of a stage."""
+
+    def __init__(self, stage: str, step: int, action: Any) -> None:
+        self.wanted, self.at, self.action, self.stage = stage, step, action, ""
+
+    def start(self, stage: str, step: int, total: int, batch_size: int) -> None:
+        self.stage = stage
+
+    def progress(self, step: int, loss: float | None) -> None:
+        if (self.stage, step) == (self.wanted, self.at):
+            self.action()
+
+
+@pytest.mark.parametrize(("stage", "step"), [("pretrain", 13), ("probe", 20)])
+def test_sigterm_saves_and_the_run_continues_to_the_same_bits(
+    experiment: Experiment, tmp_path: Path, stage: str, step: int
+) -> None:
+    whole = run(dataclasses.replace(experiment, workdir=str(tmp_path / "whole")))
+    console = Stop(stage, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="run the same command again"):
+        run(experiment, console)
+    console = Lines()
+    parts = run(experiment, console)
+    assert f"{stage}: continuing after step {step + 1}" in console.lines
+    assert untimed(parts) == untimed(whole)
+    ours, theirs = arrays(experiment, parts), arrays(experiment, whole)
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_an_interrupted_run_forgets_what_it_logged_after_the_checkpoint(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    whole = run(dataclasses.replace(experiment, workdir=str(tmp_path / "whole")))
+
+    def fail() -> None:
+        raise RuntimeError("lost power")
+
+    with pytest.raises(RuntimeError):
+        run(experiment, Stop("pretrain", 41, fail))
+    assert rows(tmp_path / "run")[-1]["step"] == 40
+    console = Lines()
+    parts = run(experiment, console)
+    assert "pretrain: continuing after step 35" in console.lines
+    assert untimed(parts) == untimed(whole)
+
+
+def test_every_stage_compiles_once(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxmlcl.training.step import Program
+
+    traced: list[str] = []
+    original = Program.step
+
+    def counting(self: Program, *arguments: Any) -> Any:
+        traced.append(self.stage.objective.describe())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Program, "step", counting)
+    with pytest.raises(Preempted):
+        run(experiment, Stop("pretrain", 2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert traced == ["mulsupcon"]
+    run(experiment)
+    # The queue filled, the checkpoint was restored and every last batch ran in one program each.
+    assert traced == ["mulsupcon", "mulsupcon", "linear probe", "bce"]
+
+
+def test_bce_can_have_the_flops_of_other_stages(experiment: Experiment) -> None:
+    stages = dict(experiment.stages)
+    stages["bce"] = dataclasses.replace(stages["bce"], duration=flops_of("pretrain", "probe"))
+    workdir = run(dataclasses.replace(experiment, stages=stages))
+    summary = json.loads((workdir / "stages.json").read_text())
+    budget = summary["pretrain"]["gflop_total"] + summary["probe"]["gflop_total"]
+    assert summary["bce"]["gflop_total"] == pytest.approx(budget, rel=0.02)
+
+
+def test_a_changed_configuration_is_refused_by_field(experiment: Experiment) -> None:
+    run(experiment)
+    changed = dataclasses.replace(experiment, seed=5)
+    with pytest.raises(ConfigError, match=r"seed \(0 there, 5 now\)"):
+        run(changed)
+
+
+def test_other_data_are_refused(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Preempted):
+        run(experiment, Stop("pretrain", 2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    register_source("vectors", lambda body, options, places: vectors(96, 7))
+    try:
+        with pytest.raises(CheckpointError, match="trained on other data"):
+            run(experiment)
+    finally:
+        from tests.training import conftest
+
+        register_source(
+            "vectors", lambda body, options, places: vectors(*conftest._SPLITS[body])
+        )
+
+
+def test_nan_names_the_step_the_terms_and_the_samples(experiment: Experiment) -> None:
+    stages = {
+        "bce": dataclasses.replace(
+            experiment.stages["bce"],
+            optimizer=dataclasses.replace(experiment.stages["bce"].optimizer, learning_rate=1e30),
+            duration=steps(40),
+        )
+    }
+    bad = dataclasses.replace(experiment, stages=stages)
+    with pytest.raises(NonFiniteError, match=r"bce: the loss is not finite at step \d+: loss nan"):
+        run(bad)
+    workdir = Path(str(bad.workdir))
+    assert all(row["loss"] is not None for row in rows(workdir) if row["kind"] == "train")
+
+
+def test_a_damaged_checkpoint_is_passed_over(experiment: Experiment, tmp_path: Path) -> None:
+    whole = run(dataclasses.replace(experiment, workdir=str(tmp_path / "whole")))
+    with pytest.raises(Preempted):
+        run(experiment, Stop("pretrain", 40, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    # The signal came after step 40 was counted, so step 41 is the one that is saved.
+    folder = tmp_path / "run" / "checkpoints" / "pretrain"
+    newest = sorted(folder.iterdir())[-1]
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    console = Lines()
+    parts = run(experiment, console)
+    assert any("is damaged" in line for line in console.lines)
+    assert "pretrain: continuing after step 35" in console.lines
+    assert untimed(parts) == untimed(whole)
+
+
+def test_two_runs_in_one_workdir_are_refused(experiment: Experiment) -> None:
+    def second() -> None:
+        with pytest.raises(UserError, match="another process is training"):
+            run(experiment)
+
+    run(experiment, Stop("pretrain", 3, second))
+
+
+def test_a_workdir_that_cannot_be_written(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    bad = dataclasses.replace(experiment, workdir=str(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="cannot write to the workdir"):
+        run(bad)
+
+
+def test_patience_ends_a_stage(experiment: Experiment) -> None:
+    register_source(
+        "constant",
+        lambda body, options, places: ArraySource(
+            np.zeros((32, 3), np.float32), np.eye(32, 4, dtype=np.uint8), label_names=list("abcd")
+        ),
+    )
+    data = dataclasses.replace(experiment.data, train="constant:a", validation="constant:b")
+    stage = dataclasses.replace(
+        experiment.stages["bce"],
+        objective=Classification(encoder=SMALL_MLP),
+        duration=steps(400),
+        select="map",
+        patience=2,
+        validate_every=steps(5),
+    )
+    workdir = run(dataclasses.replace(experiment, data=data, stages={"bce": stage}))
+    summary = json.loads((workdir / "stages.json").read_text())
+    # Constant inputs rank all rows alike: the first validation is the best.
+    assert summary["bce"]["best_step"] == 5
+    assert summary["bce"]["steps"] == 15
