@@ -1,0 +1,114 @@
+"""HDF5 files with the arrays `feature` and `target`, as the authors of MulSupCon store vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from jaxmlcl.data.source import ArraySource
+from jaxmlcl.errors import DataError
+
+# DEFLATE, the strongest of the common filters, makes data at most 1032 times smaller.
+_DENSEST = 1100
+
+
+def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> ArraySource:
+    """Open an HDF5 file of vectors; see `open_source`.
+
+    `feature` is [n, d], numbers; `target` is [n, L], 0 or 1. Label names are a dataset
+    `label_names` or an attribute of that name on `target` or on the file, UTF-8 strings of fixed
+    length; without one they are `label_0`, `label_1`, ... Features become float32.
+
+    Returns:
+      The rows in the order of the file.
+
+    Raises:
+      DataError: not an HDF5 file, damaged, or without these arrays.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.h5"
+      >>> with h5py.File(path, "w") as file:
+      ...     file["feature"] = [[0.5, 1.0], [2.0, 3.0]]
+      ...     file["target"] = [[1], [0]]
+      ...     file["target"].attrs["label_names"] = np.char.encode(["sea"], "utf-8")
+      >>> open_hdf5(path, {}, []).metadata.label_names
+      ('sea',)
+    """
+    del options, places
+    try:
+        with h5py.File(path, "r") as file:
+            inputs = _read(file, "feature", path)
+            labels = _read(file, "target", path)
+            label_names = _label_names(file, labels.shape[1], path)
+    except DataError:
+        raise
+    except Exception as error:
+        # A damaged file makes h5py raise almost anything: OSError, RuntimeError, KeyError, ...
+        raise DataError(
+            f"{path}: cannot be read as HDF5, it is damaged or something else: "
+            + str(error).strip("'\"")
+        ) from None
+    if len(inputs) != len(labels):
+        raise DataError(f"{path}: feature has {len(inputs)} rows, target has {len(labels)}")
+    # What does not fit becomes infinite or stays NaN, which the source refuses.
+    with np.errstate(over="ignore", invalid="ignore"):
+        inputs = inputs.astype(np.float32)
+    return ArraySource(inputs, labels, name=path.stem, label_names=label_names, where=str(path))
+
+
+def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
+    if name not in file:
+        held = ", ".join(sorted(file)[:8]) or "nothing"
+        raise DataError(f"{path}: no dataset {name!r}; the file holds {held}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path}: {name!r} is a group, an array is expected")
+    if dataset.shape is None or len(dataset.shape) != 2:
+        raise DataError(f"{path}: dataset {name!r} has shape {dataset.shape}, expected two axes")
+    if dataset.dtype.kind not in "biuf":
+        raise DataError(f"{path}: dataset {name!r} has type {dataset.dtype}, expected numbers")
+    _check_size(dataset, path)
+    return dataset[()]
+
+
+def _label_names(file: h5py.File, count: int, path: Path) -> list[str] | None:
+    held: Any = None
+    if isinstance(file.get("label_names"), h5py.Dataset):
+        held = file["label_names"]
+    for owner in (file["target"], file):
+        if held is None and "label_names" in owner.attrs:
+            held = owner.attrs.get_id("label_names")
+    if held is None:
+        return None
+    # Strings of variable length lie in a heap of pointers that libhdf5 (2.0 and before) follows
+    # unchecked: one flipped byte there makes it loop without end or crash the process.
+    if held.dtype.kind != "S":
+        raise DataError(
+            f"{path}: label_names are not strings of fixed length; "
+            "store numpy.char.encode(names, 'utf-8')"
+        )
+    if held.shape != (count,):
+        raise DataError(f"{path}: label_names has shape {held.shape} for {count} labels")
+    _check_size(held, path)
+    names = np.empty(held.shape, held.dtype)
+    if isinstance(held, h5py.Dataset):
+        held.read_direct(names)
+    else:
+        held.read(names)
+    return [name.decode() for name in names.ravel().tolist()]
+
+
+def _check_size(held: Any, path: Path) -> None:
+    # A damaged size would ask for more memory than there is.
+    claimed = math.prod(held.shape) * held.dtype.itemsize
+    size = path.stat().st_size
+    if claimed > _DENSEST * size:
+        raise DataError(
+            f"{path}: claims {claimed} bytes of data in a file of {size}, it is damaged"
+        )

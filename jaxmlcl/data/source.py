@@ -1,0 +1,468 @@
+"""Sources: random-access sequences of labelled records, and how they are found and checked."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import operator
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
+from urllib.parse import unquote
+
+import numpy as np
+
+from jaxmlcl.errors import DataError
+
+Kind = Literal["vector", "image"]
+
+
+@dataclass(frozen=True)
+class SourceMetadata:
+    """What is known about a source without reading its records.
+
+    Args:
+      name: a short name for tables and reports.
+      label_names: the `L` label names, in the order of the label columns.
+      input_shape: the shape of one record's inputs: `(d,)`, or `(height, width, channels)`.
+      input_dtype: the NumPy name of the inputs' type.
+      kind: "vector" or "image".
+      fingerprint: SHA-256, hexadecimal, of the content or of the recipe that makes it.
+
+    Example:
+      >>> metadata = SourceMetadata("tiny", ("sea", "sky"), (3,), "float32", "vector", "0" * 64)
+      >>> metadata.num_labels, metadata.num_features, metadata.image_size
+      (2, 3, None)
+    """
+
+    name: str
+    label_names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    kind: Kind
+    fingerprint: str
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels, `L`."""
+        return len(self.label_names)
+
+    @property
+    def num_features(self) -> int | None:
+        """The length of a vector record; None for images."""
+        return self.input_shape[0] if self.kind == "vector" else None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels; None for vectors."""
+        return (self.input_shape[0], self.input_shape[1]) if self.kind == "image" else None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A random-access sequence of records.
+
+    `source[i]` is `{"inputs": np.ndarray, "labels": uint8 [L], "id": int}`. The identifier is the
+    record's row number, at most 2**31 - 1. Sources that fit in memory also have `arrays()`, which
+    returns `{"inputs": [n, ...], "labels": uint8 [n, L], "ids": int32 [n]}`.
+    """
+
+    @property
+    def metadata(self) -> SourceMetadata:
+        """What is known about the source without reading its records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]: ...
+
+
+class ArraySource:
+    """Records that are rows of two arrays in memory, checked once when the source is made.
+
+    Args:
+      inputs: `[n, d]` for vectors or `[n, height, width, channels]` for images; numbers, finite.
+      labels: `[n, L]`, 0 or 1.
+      name: a short name for tables and reports.
+      label_names: `L` different names; `label_0`, `label_1`, ... if left out.
+      feature_names: `d` names of the columns of vectors, used in messages; may be left out.
+      where: what messages call the source, such as its file; the name if left out.
+      locate: turns a row number into words for messages, such as "line 12".
+
+    Raises:
+      DataError: no rows, arrays that do not fit together, a label that is not 0 or 1, or an input
+        that is not finite; the message names the source, the row and the column.
+
+    Example:
+      >>> source = ArraySource([[0.5, 1.0], [2.0, 3.0]], [[1, 0], [1, 1]], name="tiny")
+      >>> len(source), source[1]["labels"], source.metadata.label_names
+      (2, array([1, 1], dtype=uint8), ('label_0', 'label_1'))
+      >>> ArraySource([[0.5, 1.0]], [[1, 2]], name="tiny")
+      Traceback (most recent call last):
+      ...
+      jaxmlcl.errors.DataError: tiny, row 0 (counted from 0), label 'label_1': 2 is not 0 or 1
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        labels: Any,
+        *,
+        name: str,
+        label_names: Iterable[str] | None = None,
+        feature_names: Iterable[str] | None = None,
+        where: str | None = None,
+        locate: Callable[[int], str] | None = None,
+    ) -> None:
+        where = name if where is None else where
+        locate = locate or (lambda row: f"row {row} (counted from 0)")
+        inputs = _numbers(inputs, f"{where}, inputs")
+        labels = _numbers(labels, f"{where}, labels")
+        _check_shapes(inputs, labels, where)
+        label_names = _names(label_names, labels.shape[1], "label", where)
+        if inputs.ndim == 2:
+            feature_names = _names(feature_names, inputs.shape[1], "feature", where)
+        elif feature_names is not None:
+            raise DataError(f"{where}: feature names belong to vectors, not to images")
+        _check_labels(labels, label_names, where, locate)
+        _check_finite(inputs, feature_names, where, locate)
+
+        self._inputs = _frozen(inputs, inputs.dtype.newbyteorder("="))
+        self._labels = _frozen(labels, np.dtype(np.uint8))
+        self.feature_names: tuple[str, ...] | None = feature_names
+        self._metadata = SourceMetadata(
+            name=name,
+            label_names=label_names,
+            input_shape=inputs.shape[1:],
+            input_dtype=str(self._inputs.dtype),
+            kind="vector" if inputs.ndim == 2 else "image",
+            fingerprint=_fingerprint(self._inputs, self._labels, label_names),
+        )
+
+    @property
+    def metadata(self) -> SourceMetadata:
+        """Name, labels, shape and fingerprint."""
+        return self._metadata
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        row = checked_index(index, len(self))
+        return {"inputs": self._inputs[row], "labels": self._labels[row], "id": row}
+
+    def __repr__(self) -> str:
+        return (
+            f"ArraySource({self._metadata.name!r}, n={len(self)}, "
+            f"inputs={self._metadata.input_shape}, labels={self._metadata.num_labels}, "
+            f"fingerprint={self._metadata.fingerprint[:12]})"
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All records at once, read-only: `inputs` [n, ...], `labels` uint8 [n, L], `ids` [n]."""
+        ids = np.arange(len(self), dtype=np.int32)
+        return {"inputs": self._inputs, "labels": self._labels, "ids": ids}
+
+
+def checked_index(index: SupportsIndex, size: int) -> int:
+    """The row number that `index` means in a source of `size` rows; negative counts from the end.
+
+    Raises:
+      IndexError: there is no such row.
+
+    Example:
+      >>> checked_index(-1, 5)
+      4
+    """
+    row = operator.index(index)
+    if not -size <= row < size:
+        raise IndexError(f"record {row} of a source with {size} records")
+    return row % size
+
+
+def _numbers(values: Any, where: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        raise DataError(
+            f"{where}: rows of different lengths, one rectangular array is expected"
+        ) from None
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: type {array.dtype} where numbers are expected")
+    return array
+
+
+def _check_shapes(inputs: np.ndarray, labels: np.ndarray, where: str) -> None:
+    if inputs.ndim not in (2, 4):
+        raise DataError(
+            f"{where}: inputs have shape {inputs.shape}; vectors are [n, d], "
+            "images are [n, height, width, channels]"
+        )
+    if labels.ndim != 2:
+        raise DataError(f"{where}: labels have shape {labels.shape}, expected [n, L]")
+    if len(inputs) != len(labels):
+        raise DataError(f"{where}: {len(inputs)} rows of inputs but {len(labels)} rows of labels")
+    if len(inputs) == 0:
+        raise DataError(f"{where}: no rows; at least one record is needed")
+    if labels.shape[1] == 0:
+        raise DataError(f"{where}: no labels; at least one label column is needed")
+    if 0 in inputs.shape:
+        raise DataError(f"{where}: inputs are empty, their shape is {inputs.shape}")
+
+
+def _names(names: Iterable[str] | None, count: int, what: str, where: str) -> tuple[str, ...]:
+    if names is None:
+        return tuple(f"{what}_{i}" for i in range(count))
+    names = tuple(str(name) for name in names)
+    if len(names) != count:
+        raise DataError(f"{where}: {len(names)} {what} names for {count} {what} columns")
+    if len(set(names)) != count:
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{where}: {what} name {shorten(repeated)} occurs more than once")
+    return names
+
+
+def _check_labels(
+    labels: np.ndarray, names: Sequence[str], where: str, locate: Callable[[int], str]
+) -> None:
+    wrong = ~((labels == 0) | (labels == 1))
+    if wrong.any():
+        row, column = divmod(int(np.argmax(wrong)), wrong.shape[1])
+        raise DataError(
+            f"{where}, {locate(row)}, label {shorten(names[column])}: "
+            f"{labels[row, column]} is not 0 or 1"
+        )
+
+
+def _check_finite(
+    inputs: np.ndarray, names: Sequence[str] | None, where: str, locate: Callable[[int], str]
+) -> None:
+    if inputs.dtype.kind != "f" or np.isfinite(inputs).all():
+        return
+    row, *place = map(int, np.unravel_index(np.argmin(np.isfinite(inputs)), inputs.shape))
+    column = f"feature {shorten(names[place[0]])}" if names else f"pixel {tuple(place)}"
+    value = inputs[(row, *place)]
+    problem = "is not a number" if np.isnan(value) else f"is outside the range of {inputs.dtype}"
+    raise DataError(f"{where}, {locate(row)}, {column}: {value} {problem}")
+
+
+def _frozen(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    # A writeable array may change under the fingerprint, so it is copied.
+    result = np.array(array, dtype=dtype, order="C", copy=True if array.flags.writeable else None)
+    result.flags.writeable = False
+    return result
+
+
+def _fingerprint(inputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for array in (inputs, labels):
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(json.dumps([little.dtype.str, little.shape]).encode())
+        digest.update(little.reshape(-1).data)
+    digest.update(json.dumps(list(label_names)).encode())
+    return digest.hexdigest()
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """`text` quoted for a message, control characters escaped, cut to about `length` characters.
+
+    Example:
+      >>> shorten("a" * 100, 5)
+      "'aaaaa...'"
+    """
+    return repr(text if len(text) <= length else text[:length] + "...")
+
+
+@dataclass(frozen=True)
+class _Opener:
+    target: str | Callable[..., Source]  # "module:function", so that listing it imports nothing
+    options: tuple[str, ...]
+
+    def __call__(self, *arguments: Any) -> Source:
+        if not isinstance(self.target, str):
+            return self.target(*arguments)
+        module, _, function = self.target.partition(":")
+        return getattr(importlib.import_module(module), function)(*arguments)
+
+
+_SCHEMES = {"digits": _Opener("jaxmlcl.data.digits:open_digits", ("size", "seed"))}
+_ENDINGS = {
+    ".arff": _Opener("jaxmlcl.data.arff:open_arff", ("xml",)),
+    ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
+    ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
+}
+
+
+def register_source(
+    key: str, opener: Callable[..., Source] | str, options: Iterable[str] = ()
+) -> None:
+    """Teach `open_source` a new scheme or file ending.
+
+    Args:
+      key: a file ending with its dot (".npz"), or a scheme of two letters or more ("digits").
+      opener: the function, or "module:function" to import it when it is needed. It is called with
+        the path of the file that was found (for a scheme: the text behind the colon), the options
+        of the URI as a dictionary of strings, and the folders in which relative paths are sought.
+      options: the names the URI may carry behind its question mark.
+
+    Raises:
+      ValueError: the key is neither a file ending nor a scheme.
+
+    Example:
+      >>> def ones(body, options, places):
+      ...     return ArraySource(np.ones((int(body), 2)), np.ones((int(body), 1)), name="ones")
+      >>> register_source("ones", ones)
+      >>> len(open_source("ones:3"))
+      3
+    """
+    if not re.fullmatch(r"\.\w+|[A-Za-z]\w+", key):
+        raise ValueError(f"key {key!r} is neither a file ending such as '.npz' nor a scheme")
+    registry = _ENDINGS if key.startswith(".") else _SCHEMES
+    registry[key.lower()] = _Opener(opener, tuple(options))
+
+
+def open_source(
+    uri: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None
+) -> Source:
+    """Open a source by URI or path.
+
+    `digits:train?size=4000&seed=0` are the embedded images (splits train, validation, test);
+    a path that ends in `.arff` is a Mulan data set, whose labels are listed by the XML file beside
+    it or by `?xml=PATH`; `.h5` and `.hdf5` hold the arrays `feature` and `target`.
+
+    Args:
+      uri: what to open. Characters of an option's value may be written as `%XX`.
+      root: the folder in which relative paths are sought first; then come the folder named by the
+        environment variable JAXMLCL_DATA and the working directory.
+
+    Returns:
+      The source, checked.
+
+    Raises:
+      DataError: nothing there, a kind of data or an option that is not known, or bad content.
+
+    Example:
+      >>> source = open_source("digits:test?size=8&seed=3")
+      >>> source[7]["inputs"].shape, source[7]["labels"].shape
+      ((48, 48, 1), (10,))
+      >>> open_source("digits:test?sise=8")
+      Traceback (most recent call last):
+      ...
+      jaxmlcl.errors.DataError: digits:test?sise=8: unknown option 'sise' (did you mean 'size'?)
+    """
+    text = os.fspath(uri)
+    location, _, query = text.partition("?")
+    places = _places(root)
+    scheme, colon, body = location.partition(":")
+    ending = os.path.splitext(location)[1].lower()
+    if colon and scheme.lower() in _SCHEMES:
+        opener = _SCHEMES[scheme.lower()]
+        return opener(body, _options(query, opener.options, text), places)
+    if ending in _ENDINGS:
+        opener = _ENDINGS[ending]
+        options = _options(query, opener.options, text)
+        return opener(find_file(location, places), options, places)
+    supported = ", ".join([*sorted(_ENDINGS), *(f"{name}:" for name in sorted(_SCHEMES))])
+    raise DataError(
+        f"{text}: unknown kind of source{_nearest(scheme, _SCHEMES)}; supported are {supported}"
+    )
+
+
+def find_file(path: str, places: Sequence[Path], hint: bool = True) -> Path:
+    """The first file called `path` in `places`; an absolute path or one with `~` stands by itself.
+
+    Raises:
+      DataError: there is none; the message lists where it was sought.
+
+    Example:
+      >>> find_file("none.arff", [Path("/nowhere")], hint=False)
+      Traceback (most recent call last):
+      ...
+      jaxmlcl.errors.DataError: none.arff: no such file; tried /nowhere/none.arff
+    """
+    expanded = os.path.expanduser(path)
+    tried = [Path(expanded)] if os.path.isabs(expanded) else [place / path for place in places]
+    for candidate in tried:
+        if os.path.isfile(candidate):
+            return candidate
+        if os.path.isdir(candidate):
+            raise DataError(f"{candidate}: is a folder, a file is expected")
+    advice = "; set --data.root or JAXMLCL_DATA to the folder that holds it" if hint else ""
+    raise DataError(f"{path}: no such file; tried {', '.join(map(str, tried))}{advice}")
+
+
+def read_text(path: Path) -> str:
+    """A file's text, UTF-8 with or without a byte order mark; line ends become newlines.
+
+    Raises:
+      DataError: the file cannot be read or is not UTF-8.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "names.txt"
+      >>> _ = path.write_bytes(b"sea" + bytes([13, 10]) + b"sky")
+      >>> read_text(path).split()
+      ['sea', 'sky']
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def integer_option(
+    options: Mapping[str, str], name: str, *, default: int, low: int, high: int, where: str
+) -> int:
+    """The whole number that option `name` holds, or `default`.
+
+    Raises:
+      DataError: it is not a whole number from `low` to `high`.
+
+    Example:
+      >>> integer_option({"size": "40"}, "size", default=10, low=1, high=100, where="digits:train")
+      40
+    """
+    text = options.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
+        raise DataError(
+            f"{where}: option {name}={shorten(text)} must be a whole number from {low} to {high}"
+        )
+    return int(text)
+
+
+def _places(root: str | os.PathLike[str] | None) -> list[Path]:
+    named = [root, os.environ.get("JAXMLCL_DATA"), os.curdir]
+    places = [Path(os.path.abspath(os.path.expanduser(place))) for place in named if place]
+    return list(dict.fromkeys(places))
+
+
+def _options(query: str, known: Sequence[str], uri: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in query.split("&") if query else []:
+        name, equals, value = part.partition("=")
+        if name not in known:
+            choice = _nearest(name, known) or (
+                f"; known are {', '.join(known)}" if known else "; this kind of source takes none"
+            )
+            raise DataError(f"{uri}: unknown option {shorten(name)}{choice}")
+        if name in options:
+            raise DataError(f"{uri}: option {name!r} is given twice")
+        if not equals or not value:
+            raise DataError(f"{uri}: option {name!r} has no value; write {name}=VALUE")
+        options[name] = unquote(value)
+    return options
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
