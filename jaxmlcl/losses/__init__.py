@@ -1,0 +1,23 @@
+"""Losses as pure functions of arrays.
+
+They know nothing of networks, configurations or meshes; all can be jitted, differentiated, vmapped
+and sharded. Shapes are written with B anchors, K keys, L labels and D embedding width.
+
+- `normalize`, `multi_positive_infonce`, `class_sums`, `pair_statistics`: contrastive
+- `binary_cross_entropy`, `focal`, `asymmetric`: on logits
+"""
+
+from ._classification import asymmetric, binary_cross_entropy, focal
+from ._contrastive import class_sums, multi_positive_infonce, normalize
+from ._weighting import WEIGHTINGS, pair_statistics
+
+__all__ = [
+    "WEIGHTINGS",
+    "asymmetric",
+    "binary_cross_entropy",
+    "class_sums",
+    "focal",
+    "multi_positive_infonce",
+    "normalize",
+    "pair_statistics",
+]
