@@ -164,7 +164,9 @@ def count_flops(stage: Stage, spec: BatchSpec, params: PyTree, state: PyTree) ->
         return _micro(stage, params, state, Batch(*arrays, spec.step_samples), key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    costs = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
+    # Lowered for the host on every machine: other backends do not count before they compile.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        costs = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
     return parts * float(costs["flops"])
 
 

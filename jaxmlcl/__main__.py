@@ -1,0 +1,7 @@
+"""`python -m jaxmlcl` is the command line."""
+
+import sys
+
+from jaxmlcl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,55 @@
+"""The typed experiment: how it is loaded, overridden by flags, checked and written back.
+
+A configuration is a Python file with a module-level `experiment` (or a function of that name that
+returns one), or the `experiment.json` of a run. Everything such a file needs is importable here.
+"""
+
+from jaxmlcl.config._files import load
+from jaxmlcl.config._flags import Row, help_text, override, provenance
+from jaxmlcl.config._json import from_json, to_json
+from jaxmlcl.data.augment import Intensity, Noise, Shift, ZeroMask
+from jaxmlcl.methods import Classification, MulSupCon
+from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe
+from jaxmlcl.models import MLP, Projection, ResNet
+from jaxmlcl.sharding import MeshSpec
+from jaxmlcl.training.duration import Duration, epochs, examples, flops_of, steps
+from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Logging
+from jaxmlcl.training.optimizers import Constant, Cosine, Optimizer, Plateau, WarmRestarts
+from jaxmlcl.training.stage import Stage
+
+__all__ = [
+    "MLP",
+    "Checkpoint",
+    "Classification",
+    "Constant",
+    "Cosine",
+    "Data",
+    "Duration",
+    "Experiment",
+    "Intensity",
+    "Logging",
+    "MeshSpec",
+    "MulSupCon",
+    "Noise",
+    "Optimizer",
+    "Plateau",
+    "Projection",
+    "ResNet",
+    "Row",
+    "Shift",
+    "Stage",
+    "WarmRestarts",
+    "ZeroMask",
+    "epochs",
+    "examples",
+    "fine_tuning",
+    "flops_of",
+    "from_json",
+    "help_text",
+    "linear_probe",
+    "load",
+    "override",
+    "provenance",
+    "steps",
+    "to_json",
+]
