@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _GOLDEN = 0x9E3779B9
 
@@ -90,4 +91,7 @@ def uniform(words: RowWords, units: int, low: float = 0.0, high: float = 1.0) ->
       True
     """
     fraction = (bits(words, units) >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
-    return low + (high - low) * fraction
+    # Rounding may reach the upper end.
+    return jnp.minimum(
+        low + (high - low) * fraction, np.nextafter(np.float32(high), np.float32(low))
+    )

@@ -84,4 +84,5 @@ class Classification(Objective):
         )
         labels = params["classifier"]["Dense_0"]["bias"].shape[-1]
         classifier = Classifier(labels, inputs.dtype)
-        return classifier.apply({"params": params["classifier"]}, features), stats
+        logits: Any = classifier.apply({"params": params["classifier"]}, features)
+        return logits, stats

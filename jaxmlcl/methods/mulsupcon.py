@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlcl import queue as momentum_queue
+from jaxmlcl.errors import ConfigError
 from jaxmlcl.losses import multi_positive_infonce, normalize, pair_statistics
 from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.networks import init_module, run_module
@@ -50,8 +51,23 @@ class MulSupCon(Objective):
     empty_matches_empty: bool = True
     """Whether two samples without labels are positives of each other (all and jaccard only)."""
 
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("temperature", self.temperature > 0, "positive"),
+            ("momentum", 0 <= self.momentum <= 1, "between 0 and 1"),
+            ("queue_capacity", self.queue_capacity >= 1, "at least 1"),
+            ("threshold", 0 <= self.threshold <= 1, "between 0 and 1"),
+        ):
+            if not fits:
+                raise ConfigError(f"objective: {name} must be {wanted}, not {getattr(self, name)}")
+
     def init(self, key: jax.Array, spec: BatchSpec) -> tuple[PyTree, PyTree]:
         """Parameters {encoder, head}; state {batch_stats, key_params, key_stats, queue}."""
+        if spec.step_samples > self.queue_capacity:
+            raise ConfigError(
+                f"objective: queue_capacity {self.queue_capacity} is below the batch size "
+                f"{spec.step_samples}; make one larger or the other smaller"
+            )
         encoder_key, head_key, queue_key = jax.random.split(key, 3)
         kind = spec.inputs.dtype
         inputs = jnp.zeros((1, *spec.inputs.shape[2:]), kind)
@@ -97,12 +113,12 @@ class MulSupCon(Objective):
             queue, batch.step_samples, fill=self.queue_fill
         )
         size = anchors.shape[0]
-        pairs = dict(
-            key_valid=jnp.concatenate([jnp.ones(size, bool), valid]),
-            weighting=self.weighting,
-            threshold=self.threshold,
-            empty_matches_empty=self.empty_matches_empty,
-        )
+        pairs: dict[str, Any] = {
+            "key_valid": jnp.concatenate([jnp.ones(size, bool), valid]),
+            "weighting": self.weighting,
+            "threshold": self.threshold,
+            "empty_matches_empty": self.empty_matches_empty,
+        }
         if self.exclude_same_sample:
             # The batch's keys keep id -1, so that an anchor's own key stays its positive.
             pairs["anchor_ids"] = batch.ids

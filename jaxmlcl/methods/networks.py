@@ -34,9 +34,10 @@ def run_module(
 ) -> tuple[jax.Array, PyTree]:
     """Output and new batch statistics; in evaluation mode the statistics are used and kept."""
     variables = {"params": params, "batch_stats": stats}
+    rngs = {} if key is None else {"dropout": key}
+    output: Any
     if not train:
-        return module.apply(variables, inputs, False), stats
-    output, changed = module.apply(
-        variables, inputs, True, mutable=["batch_stats"], rngs={"dropout": key}
-    )
+        output = module.apply(variables, inputs, False)
+        return output, stats
+    output, changed = module.apply(variables, inputs, True, mutable=["batch_stats"], rngs=rngs)
     return output, changed.get("batch_stats", stats)

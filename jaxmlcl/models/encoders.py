@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxmlcl.models.layers import Dropout, dense, kaiming_fan_out
+from jaxmlcl.errors import ConfigError
+from jaxmlcl.models.layers import Dropout, check_dropout, dense, kaiming_fan_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,11 @@ class MLP(Encoder):
     dropout: float = 0.2
     """Probability that a unit is dropped in training."""
 
+    def __post_init__(self) -> None:
+        check_dropout("encoder: dropout", self.dropout)
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"encoder: hidden must hold widths of at least 1, not {self.hidden}")
+
     def build(self, dtype: Any) -> nn.Module:
         """The Flax module."""
         return _MLP(self.hidden, self.dropout, dtype)
@@ -53,6 +59,7 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        _check_rank("MLP", "vectors", inputs, 2)
         x = inputs.astype(self.dtype)
         for width in self.hidden:
             x = dense(x.shape[-1], width, self.dtype)(x)
@@ -77,6 +84,12 @@ class ResNet(Encoder):
     stem: Literal["imagenet", "small"] = "imagenet"
     """7x7 stride 2 with max pooling, or one 3x3 for small images."""
 
+    def __post_init__(self) -> None:
+        if not self.depths or min(self.depths) < 1 or self.channels < 1:
+            raise ConfigError(
+                f"encoder: depths {self.depths} and channels {self.channels} must be at least 1"
+            )
+
     def build(self, dtype: Any) -> nn.Module:
         """The Flax module."""
         return _ResNet(self.depths, self.channels, self.block, self.stem, dtype)
@@ -84,7 +97,9 @@ class ResNet(Encoder):
     @property
     def width(self) -> int:
         """Width of the representation (units)."""
-        return self.channels * 2 ** (len(self.depths) - 1) * (4 if self.block == "bottleneck" else 1)
+        return (
+            self.channels * 2 ** (len(self.depths) - 1) * (4 if self.block == "bottleneck" else 1)
+        )
 
 
 class _ResNet(nn.Module):
@@ -96,6 +111,7 @@ class _ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        _check_rank("ResNet", "images", inputs, 4)
         x = inputs.astype(self.dtype)
         if self.stem == "imagenet":
             x = _conv(self.channels, 7, 2, self.dtype)(x)
@@ -122,7 +138,11 @@ class _Block(nn.Module):
         if self.block == "basic":
             plan = [(self.channels, 3, self.stride), (self.channels, 3, 1)]
         else:
-            plan = [(self.channels, 1, 1), (self.channels, 3, self.stride), (4 * self.channels, 1, 1)]
+            plan = [
+                (self.channels, 1, 1),
+                (self.channels, 3, self.stride),
+                (4 * self.channels, 1, 1),
+            ]
         y = x
         for position, (channels, size, stride) in enumerate(plan):
             y = _norm(train, self.dtype)(_conv(channels, size, stride, self.dtype)(y))
@@ -131,6 +151,14 @@ class _Block(nn.Module):
         if x.shape != y.shape:
             x = _norm(train, self.dtype)(_conv(plan[-1][0], 1, self.stride, self.dtype)(x))
         return nn.relu(x + y)
+
+
+def _check_rank(name: str, kind: str, inputs: jax.Array, rank: int) -> None:
+    if inputs.ndim != rank:
+        raise ConfigError(
+            f"encoder: {name} takes {kind}, not inputs of shape {inputs.shape[1:]}; choose the "
+            "encoder that fits the data"
+        )
 
 
 def _conv(channels: int, size: int, stride: int, dtype: Any) -> nn.Module:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxmlcl.models.layers import Dropout, dense
+from jaxmlcl.errors import ConfigError
+from jaxmlcl.models.layers import Dropout, check_dropout, dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,14 @@ class Projection:
     """Hidden blocks before the last linear layer."""
     dropout: float = 0.1
     """Probability that a hidden unit is dropped in training."""
+
+    def __post_init__(self) -> None:
+        check_dropout("head: dropout", self.dropout)
+        if self.width < 1 or self.hidden_layers < 0:
+            raise ConfigError(
+                f"head: width {self.width} must be at least 1, hidden_layers {self.hidden_layers} "
+                "at least 0"
+            )
 
     def build(self, dtype: Any) -> nn.Module:
         """The Flax module; its output is not normalised."""

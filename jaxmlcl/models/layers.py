@@ -9,9 +9,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxmlcl.errors import ConfigError
 from jaxmlcl.random import bernoulli, row_words
 
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def check_dropout(field: str, rate: float) -> None:
+    """Refuse a rate at which nothing would be kept: the others are scaled by 1 / (1 - rate).
+
+    Example:
+      >>> check_dropout("encoder: dropout", 1.0)
+      Traceback (most recent call last):
+      ...
+      jaxmlcl.errors.ConfigError: encoder: dropout must be at least 0 and below 1, not 1.0
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ConfigError(f"{field} must be at least 0 and below 1, not {rate}")
 
 
 def dense(inputs: int, outputs: int, dtype: Any, use_bias: bool = True) -> nn.Dense:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from jaxmlcl.errors import ConfigError
 
 UNITS = ("steps", "epochs", "examples")
 _FLOPS_OF = "flops of "
+# The exponent needs its digits: in "3epochs" the e belongs to the unit.
+_AMOUNT = re.compile(r"([+-]?[0-9_]*\.?[0-9_]*(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +39,19 @@ class Duration:
                 f'duration: unknown unit "{self.unit}"; use one of {", ".join(UNITS)} '
                 'or "flops of STAGE"'
             )
+        if isinstance(self.count, bool) or not isinstance(self.count, numbers.Real):
+            raise ConfigError(f"duration: the count must be a number, not {self.count!r}")
         if not (math.isfinite(self.count) and self.count > 0):
             raise ConfigError(f"duration: the count must be positive, not {self.count:g}")
+        # One spelling for one duration, so that text and value say the same.
+        object.__setattr__(self, "count", float(self.count))
+        if self.flops_of:
+            if self.count != 1 or not all(self.flops_of):
+                raise ConfigError(
+                    f'duration: "{self.count:g} x {self.unit}" is neither "flops of STAGE" nor '
+                    '"flops of STAGE + STAGE"'
+                )
+            object.__setattr__(self, "unit", _FLOPS_OF + " + ".join(self.flops_of))
 
     @classmethod
     def parse(cls, text: str) -> Duration:
@@ -48,7 +63,7 @@ class Duration:
         text = " ".join(text.split())
         if text.startswith(_FLOPS_OF):
             return cls(1.0, text)
-        match = re.fullmatch(r"([0-9.eE+_-]+)\s*([a-z]+)", text)
+        match = _AMOUNT.fullmatch(text)
         try:
             count = float(match[1]) if match else math.nan
         except ValueError:
@@ -62,7 +77,11 @@ class Duration:
         return cls(count, unit)
 
     def __str__(self) -> str:
-        return self.unit if self.flops_of else f"{self.count:g} {self.unit}"
+        """The text that `parse` reads back as exactly this duration."""
+        if self.flops_of:
+            return self.unit
+        whole = self.count.is_integer() and self.count < 1e15
+        return f"{int(self.count) if whole else self.count!r} {self.unit}"
 
     @property
     def flops_of(self) -> tuple[str, ...]:
@@ -104,6 +123,26 @@ class Duration:
                 "the experiment"
             )
         return max(1, round(sum(known[name] for name in self.flops_of) / flops_per_step))
+
+
+def check_duration(field: str, value: Any) -> None:
+    """Refuse a plain number or text where a duration is wanted: its unit must be said.
+
+    Example:
+      >>> check_duration("stage: duration", 5)
+      Traceback (most recent call last):
+      ...
+      jaxmlcl.errors.ConfigError: stage: duration is 5, without a unit; write steps(5) or epochs(5)
+    """
+    if isinstance(value, Duration):
+        return
+    if isinstance(value, int | float):
+        raise ConfigError(
+            f"{field} is {value!r}, without a unit; write steps({value!r}) or epochs({value!r})"
+        )
+    raise ConfigError(
+        f"{field} is {value!r}, not a duration; write for instance steps(500) or epochs(10)"
+    )
 
 
 def steps(count: float) -> Duration:

@@ -7,12 +7,12 @@ from typing import Literal
 
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.sharding.mesh import MeshSpec
-from jaxmlcl.training.duration import Duration, steps
+from jaxmlcl.training.duration import Duration, check_duration, steps
 from jaxmlcl.training.stage import Stage
 
 # What may differ between the runs that continue one workdir: none of it changes what is learnt.
 # A change of mesh changes rounding only, and is announced.
-VOLATILE = ("workdir", "profile", "logging", "checkpoint", "mesh", "data.root")
+VOLATILE = ("workdir", "profile", "logging", "checkpoint", "mesh", "main", "data.root")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Checkpoint:
     """How many of the latest are kept (count), beside the best and each stage's last."""
 
     def __post_init__(self) -> None:
+        check_duration("checkpoint: every", self.every)
         if self.keep < 1:
             raise ConfigError(f"checkpoint: keep must be at least 1, not {self.keep}")
 
@@ -54,6 +55,9 @@ class Logging:
     tensorboard: bool = False
     """Write TensorBoard event files too (needs the extra "tensorboard")."""
 
+    def __post_init__(self) -> None:
+        check_duration("logging: every", self.every)
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -65,6 +69,8 @@ class Experiment:
     """Where the data are."""
     stages: dict[str, Stage]
     """What is trained, in order; stages may start from earlier ones by name."""
+    main: str | None = None
+    """Stage whose figures stand for the run; the last that gives scores if absent."""
     seed: int = 0
     """Seed of parameters, order, augmentation and dropout."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -83,6 +89,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ConfigError("experiment: it has no stages; give at least one")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed: it must be at least 0 and below 2^32, not {self.seed}")
         earlier: list[str] = []
         for name, stage in self.stages.items():
             if not name.replace("_", "").replace("-", "").isalnum():
@@ -100,6 +108,10 @@ class Experiment:
                     f"stages.{name}: it chooses by validation, but data.validation is not given"
                 )
             earlier.append(name)
+        if self.main is not None and not (
+            self.main in self.stages and self.stages[self.main].objective.gives_scores
+        ):
+            raise ConfigError(f'main: "{self.main}" is not a stage that gives label scores')
         if self.profile is not None:
             parse_profile(self.profile)
 

@@ -50,8 +50,8 @@ class Objective(abc.ABC):
     """What one training stage minimises: pure functions of parameters, state, batch and key.
 
     Subclasses are frozen dataclasses of hyper-parameters. A step of training calls, in this
-    order: `before_step` once; `loss` under differentiation, once for each micro-batch; the
-    optimiser; `after_step` once. All of them are traced by jit, on global sharded arrays.
+    order: `before_step` once; `loss` under differentiation, once for each micro-batch;
+    `after_step` once; then the optimiser moves the parameters. All of them are traced by jit, on global sharded arrays.
     """
 
     views: ClassVar[int] = 1

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import operator
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmlcl.errors import ConfigError
-from jaxmlcl.training.duration import Duration
+from jaxmlcl.training.duration import Duration, check_duration
 
 PyTree = Any
 
@@ -59,6 +62,10 @@ class Cosine(Schedule):
     final: float = 0.0
     """Last rate as a fraction of the peak."""
 
+    def __post_init__(self) -> None:
+        if self.warmup is not None:
+            check_duration("schedule: warmup", self.warmup)
+
     def build(self, peak: float, count: StepCounter) -> optax.Schedule:
         """The rate as a function of the step."""
         warmup = count(self.warmup) if self.warmup else 0
@@ -84,19 +91,29 @@ class WarmRestarts(Schedule):
     hold: Duration | None = None
     """The rate changes only this often; every step if absent."""
 
+    def __post_init__(self) -> None:
+        check_duration("schedule: period", self.period)
+        if self.hold is not None:
+            check_duration("schedule: hold", self.hold)
+        _check("schedule: multiplier", self.multiplier, lambda x: x >= 1, "at least 1")
+
     def build(self, peak: float, count: StepCounter) -> optax.Schedule:
         """The rate as a function of the step."""
         hold = count(self.hold) if self.hold else 1
-        lengths, total = [], 0
         length = float(count(self.period))
-        while total < count.total:
-            lengths.append(round(length))
-            total += lengths[-1]
+        starts, lengths = [0], [round(length)]
+        while starts[-1] + lengths[-1] < count.total:
             length *= self.multiplier
-        cycles = [optax.cosine_decay_schedule(peak, length, alpha=self.final) for length in lengths]
-        starts = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
-        joined = optax.join_schedules(cycles, starts)
-        return lambda step: joined((step // hold) * hold)
+            starts.append(starts[-1] + lengths[-1])
+            lengths.append(round(length))
+
+        def rate(step: jax.Array) -> jax.Array:
+            held = (step // hold) * hold
+            cycle = jnp.searchsorted(jnp.asarray(starts), held, side="right") - 1
+            done = (held - jnp.asarray(starts)[cycle]) / jnp.asarray(lengths)[cycle]
+            return peak * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * done)) / 2)
+
+        return rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +131,12 @@ class Plateau(Schedule):
     """Validations after a reduction that are not counted."""
     threshold: float = 1e-3
     """Relative improvement that counts as one."""
+
+    def __post_init__(self) -> None:
+        _check("schedule: factor", self.factor, lambda x: 0 < x < 1, "between 0 and 1")
+        _check("schedule: patience", self.patience, lambda x: x >= 0, "at least 0")
+        _check("schedule: cooldown", self.cooldown, lambda x: x >= 0, "at least 0")
+        _check("schedule: threshold", self.threshold, lambda x: 0 < x <= 1, "above 0, at most 1")
 
     def build(self, peak: float, count: StepCounter) -> optax.Schedule:
         """The rate as a function of the step, before reductions."""
@@ -153,6 +176,13 @@ class Optimizer:
     rates: tuple[tuple[str, float], ...] = ()
     """(regular expression, factor) pairs over parameter paths; the first match scales the rate."""
 
+    def __post_init__(self) -> None:
+        _check("optimizer: learning_rate", self.learning_rate, lambda x: x >= 0, "at least 0")
+        _check("optimizer: momentum", self.momentum, lambda x: 0 <= x < 1, "at least 0, below 1")
+        _check("optimizer: weight_decay", self.weight_decay, lambda x: x >= 0, "at least 0")
+        _check("optimizer: clip_norm", self.clip_norm, lambda x: x > 0, "positive")
+        check_patterns("optimizer: rates", tuple(pattern for pattern, _ in self.rates))
+
     def build(
         self, params: PyTree, count: StepCounter, frozen: tuple[str, ...] = ()
     ) -> optax.GradientTransformation:
@@ -174,8 +204,8 @@ class Optimizer:
         if self.clip_norm is not None:
             core.insert(0, optax.clip_by_global_norm(self.clip_norm))
         paths = parameter_paths(params)
-        _check_patterns("optimizer.rates", tuple(pattern for pattern, _ in self.rates), paths)
-        _check_patterns("frozen", frozen, paths)
+        _check_matches("optimizer.rates", tuple(pattern for pattern, _ in self.rates), paths)
+        _check_matches("frozen", frozen, paths)
         transform = optax.chain(*core, self._scale_each(), optax.scale_by_learning_rate(rate))
         if not frozen:
             return transform
@@ -232,7 +262,28 @@ def matches(patterns: tuple[str, ...], path: str) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
 
 
-def _check_patterns(field: str, patterns: tuple[str, ...], paths: PyTree) -> None:
+def check_patterns(field: str, patterns: tuple[str, ...]) -> None:
+    """Refuse what is not a regular expression.
+
+    Example:
+      >>> check_patterns("stage: frozen", ("^encoder/",))
+    """
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f'{field}: "{pattern}" is not a regular expression: {error}'
+            ) from None
+
+
+def _check(field: str, value: Any, fits: Callable[[float], bool], wanted: str) -> None:
+    # What is no finite number is left to the experiment's check, which knows the field's path.
+    if isinstance(value, int | float) and math.isfinite(value) and not fits(value):
+        raise ConfigError(f"{field} must be {wanted}, not {value}")
+
+
+def _check_matches(field: str, patterns: tuple[str, ...], paths: PyTree) -> None:
     names = jax.tree.leaves(paths)
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):

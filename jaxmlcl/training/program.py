@@ -57,6 +57,21 @@ class StageProgram:
             "other": size(state.objective) - size(queue),
         }
 
+    def check_start(self, source: StageProgram) -> None:
+        """Refuse a start from a stage whose encoder is another one.
+
+        Raises:
+          ConfigError: naming both stages.
+        """
+        begin = (source.abstract.params, source.abstract.objective)
+        started = jax.eval_shape(self.program.init, begin)
+        shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (started, self.abstract)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"stages.{self.name}: its encoder is not that of {source.name}, from which it "
+                "starts; give both stages the same encoder"
+            )
+
     def initial(self, source: PyTree | None) -> TrainState:
         """A fresh state, born on its devices."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxmlcl.data.source import Source, open_source
 from jaxmlcl.errors import ConfigError, DataError, UserError
-from jaxmlcl.io import write_atomic
 from jaxmlcl.training.experiment import Data
+from jaxmlcl.training.workdir import write_file
 
 # In-memory sources up to this size live on the device, and the pipeline carries indices only.
 RESIDENT_BYTES = 2**30
@@ -29,7 +29,7 @@ class Preparation:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
         np.savez(buffer, shift=self.shift, scale=self.scale)
-        write_atomic(path, buffer.getvalue())
+        write_file(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Preparation:

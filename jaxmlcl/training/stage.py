@@ -7,9 +7,9 @@ from typing import Literal
 
 from jaxmlcl.data.augment import Augmentation
 from jaxmlcl.errors import ConfigError
-from jaxmlcl.training.duration import Duration, epochs
+from jaxmlcl.training.duration import Duration, check_duration, epochs
 from jaxmlcl.training.objective import Objective
-from jaxmlcl.training.optimizers import Optimizer, Plateau
+from jaxmlcl.training.optimizers import Optimizer, Plateau, check_patterns
 
 Selection = Literal["last", "loss", "map", "micro_f1", "macro_f1", "example_f1", "precision_at_1"]
 
@@ -42,6 +42,9 @@ class Stage:
     """Validations without improvement of `select` after which the stage ends (count)."""
 
     def __post_init__(self) -> None:
+        check_duration("stage: duration", self.duration)
+        check_duration("stage: validate_every", self.validate_every)
+        check_patterns("stage: frozen", self.frozen)
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(
                 f"stage: batch_size ({self.batch_size}) and accumulate ({self.accumulate}) "
@@ -59,6 +62,8 @@ class Stage:
             )
         if self.patience is not None and self.select == "last":
             raise ConfigError('stage: patience needs select, for instance select="loss"')
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"stage: patience must be at least 1, not {self.patience}")
 
     @property
     def validates(self) -> bool:

@@ -21,7 +21,6 @@ from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import CheckpointError, NonFiniteError, Preempted, UserError
 from jaxmlcl.evaluation import multilabel_metrics
-from jaxmlcl.io import write_atomic
 from jaxmlcl.sharding import batch_sharding
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.console import Console, Silent
@@ -36,7 +35,7 @@ from jaxmlcl.training.program import (
 )
 from jaxmlcl.training.splits import check_same_labels, fit_preparation, open_split
 from jaxmlcl.training.step import TrainState, advance_plateau
-from jaxmlcl.training.workdir import open_workdir
+from jaxmlcl.training.workdir import open_workdir, write_file
 from jaxmlcl.training.writers import MetricsLog, TensorBoard
 
 # Measurements wait on the device at most this many steps before they are looked at.
@@ -111,6 +110,8 @@ def train(
             f"labels, {mesh.size} {mesh.devices.flat[0].platform} device(s), workdir {workdir}"
         )
         try:
+            # Check: every stage is worked out before the first one trains.
+            run.plan()
             # Restore: find where the run stands, and forget what was logged after that.
             position = run.find_position()
             run.log.cut(position.host["metrics_offset"] if position else 0)
@@ -153,7 +154,15 @@ class _Run:
         self.summary: dict[str, Any] = {}
         self.programs: dict[str, StageProgram] = {}
 
-    # ------------------------------------------------------------------ restore
+    def plan(self) -> None:
+        """Build every stage and its start, so that a misfit is told now and not hours later."""
+        flops: dict[str, float] = {}
+        for name, stage in self.experiment.stages.items():
+            program = build_stage(self.experiment, name, self.mesh, self.source, flops)
+            if stage.starts_from is not None:
+                program.check_start(self.programs[stage.starts_from])
+            flops[name] = program.flops_per_step * program.total
+            self.programs[name] = program
 
     def find_position(self) -> Checkpoint | None:
         """The newest intact checkpoint of every stage up to the first unfinished one."""
@@ -186,13 +195,13 @@ class _Run:
                 "agree to rounding, not to the bit"
             )
 
-    # ------------------------------------------------------------------ one stage
-
     def stage(self, name: str) -> None:
         """Train one stage to its end, from its last checkpoint if there is one."""
         stage = self.experiment.stages[name]
-        program = build_stage(self.experiment, name, self.mesh, self.source, self.flops)
-        self.programs[name] = program
+        program = self.programs[name]
+        if stage.duration.flops_of:
+            # The other stages may have ended before their time.
+            program = build_stage(self.experiment, name, self.mesh, self.source, self.flops)
         checkpoint = self.restored.get(name)
         if checkpoint is not None and checkpoint.finished:
             self._conclude(program, Progress(**checkpoint.host["progress"]))
@@ -315,15 +324,15 @@ class _Run:
         losses = jax.device_get([measurements["loss"] for _, measurements in pending])
         for (step, measurements), loss in zip(pending, losses, strict=True):
             if not math.isfinite(loss):
-                terms = jax.device_get(measurements)
+                terms = _on_host(measurements)
                 ids = [int(self.source[int(index)]["id"]) for index in order[step - 1]]
-                shown = ", ".join(f"{term} {float(value):.4g}" for term, value in terms.items())
+                shown = ", ".join(f"{term} {value:.4g}" for term, value in terms.items())
                 raise NonFiniteError(
                     f"{name}: the loss is not finite at step {step}: {shown}; sample ids of the "
                     f"batch: {ids}; the last good checkpoint is kept; look at these samples, or "
                     "lower the learning rate"
                 )
-        last = {term: float(value) for term, value in jax.device_get(pending[-1][1]).items()}
+        last = _on_host(pending[-1][1])
         pending.clear()
         return last
 
@@ -357,7 +366,8 @@ class _Run:
         if select == "last":
             return False
         value = -measured["loss"] if select == "loss" else measured[select]
-        if progress.best_value is None or value > progress.best_value:
+        best = progress.best_value
+        if not math.isnan(value) and (best is None or value > best):
             progress.best_value, progress.best_step = value, progress.step
             progress.validations_since_best = 0
             return True
@@ -411,7 +421,7 @@ class _Run:
             "train_seconds": progress.train_seconds,
             "machine": _machine(self.mesh),
         }
-        write_atomic(self.workdir / "stages.json", json.dumps(self.summary, indent=2) + "\n")
+        write_file(self.workdir / "stages.json", json.dumps(self.summary, indent=2) + "\n")
 
     def _profile(self, name: str) -> _Profile:
         wanted = self.experiment.profile
@@ -487,6 +497,12 @@ def validation_measures(scores: np.ndarray, labels: np.ndarray) -> dict[str, flo
         return {"loss": math.nan, **dict.fromkeys(_VALIDATED, math.nan)}
     measured = multilabel_metrics(scores, labels)
     return {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
+
+
+def _on_host(measurements: dict[str, jax.Array]) -> dict[str, float]:
+    """A step's measurements as numbers, the loss first."""
+    values = {term: float(value) for term, value in jax.device_get(measurements).items()}
+    return {"loss": values.pop("loss"), **values}
 
 
 def _machine(mesh: jax.sharding.Mesh) -> dict[str, Any]:

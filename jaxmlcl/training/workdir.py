@@ -42,16 +42,31 @@ def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
                 "another with --workdir"
             ) from None
         saved = path / "experiment.json"
-        if saved.exists():
+        if saved.exists() and _begun(path):
             _compare(saved, resolved)
-        try:
-            write_atomic(saved, resolved)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot write to the workdir ({error.strerror}); free the disk or choose "
-                "another with --workdir"
-            ) from None
+        write_file(saved, resolved)
         yield path
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write a file of the run, whole or not at all.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free the disk and run the same command "
+            "again, or choose another workdir with --workdir"
+        ) from error
+
+
+def _begun(path: Path) -> bool:
+    """Whether a step was logged or saved; an experiment refused before that leaves no claim."""
+    log = path / "metrics.jsonl"
+    return (log.exists() and log.stat().st_size > 0) or any((path / "checkpoints").glob("*/*"))
 
 
 def _compare(saved: Path, resolved: str) -> None:
@@ -79,9 +94,9 @@ def _compare(saved: Path, resolved: str) -> None:
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        items = value.items()
+        items = list(value.items())
     elif isinstance(value, list) and value:
-        items = ((str(position), item) for position, item in enumerate(value))
+        items = [(str(position), item) for position, item in enumerate(value)]
     else:
         return {prefix: value}
     flat: dict[str, Any] = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ class MetricsLog:
 
     def __init__(self, workdir: Path) -> None:
         self.path = workdir / "metrics.jsonl"
-        self._file = open(self.path, "ab")  # noqa: SIM115 - open for the whole run
+        with self._explained():
+            # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open for the whole run
 
     @property
     def offset(self) -> int:
@@ -34,13 +37,19 @@ class MetricsLog:
         return self._file.tell()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row; NaN and infinity become null."""
+        """Append one row; NaN and infinity become null.
+
+        Raises:
+          UserError: the disk is full, or the file cannot be written.
+        """
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
-        self._file.write(json.dumps(clean, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(clean, allow_nan=False).encode() + b"\n"
+        with self._explained():
+            while line:
+                line = line[self._file.write(line) :]
 
     def cut(self, offset: int) -> None:
         """Forget what was written after an offset: those steps will be taken again."""
@@ -49,16 +58,29 @@ class MetricsLog:
                 f"{self.path}: it is shorter ({self.offset} bytes) than the checkpoint says "
                 f"({offset}); restore the file, or start in a new workdir"
             )
-        self._file.truncate(offset)
-        self._file.seek(offset)
+        with self._explained():
+            self._file.truncate(offset)
+            self._file.seek(offset)
 
     def sync(self) -> None:
         """Put what was written on the disk, before a checkpoint refers to it."""
-        os.fsync(self._file.fileno())
+        with self._explained():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._explained():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); free the disk and run the same "
+                "command again, or choose another workdir"
+            ) from error
 
 
 class TensorBoard:

@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 import pytest
 
-from jaxmlcl.cli.evaluate import table
 from jaxmlcl.cli.report import sample_images
 from jaxmlcl.config import load
 from jaxmlcl.data import open_source
@@ -112,13 +111,11 @@ def test_evaluate_prints_an_aligned_table(run: Run, evaluated: Path) -> None:
     assert f"{figure:.3f}" in lines[2]
 
 
-def test_the_table_counts_the_stages_a_stage_starts_from(evaluated: Path) -> None:
-    experiment = load(evaluated / "experiment.json")
-    results = json.loads((evaluated / "evaluation" / "test.json").read_text())["stages"]
+def test_the_table_counts_the_stages_a_stage_starts_from(evaluated: Path, run: Run) -> None:
     stages = {"pretrain": {"gflop_total": 100.25}, "probe": {"gflop_total": 20}, "bce": {}}
     (evaluated / "stages.json").write_text(json.dumps(stages))
-    rows = [line.split() for line in table(experiment, evaluated, results)]
-    assert [row[-1] for row in rows[1:3]] == ["120.2", "-"]
+    rows = [line.split() for line in run("evaluate", evaluated).out.splitlines()[2:4]]
+    assert [row[-1] for row in rows] == ["120.2", "-"]
 
 
 def test_no_thresholds_are_chosen_on_the_rows_that_are_scored(run: Run, evaluated: Path) -> None:

@@ -35,7 +35,9 @@ def pictures(rows: int = 96, seed: int = 0) -> ArraySource:
     x = generator.integers(0, 60, size=(rows, 16, 16, 1))
     for quarter in range(4):
         top, left = divmod(quarter, 2)
-        x[:, 8 * top : 8 * top + 8, 8 * left : 8 * left + 8] += 120 * y[:, quarter, None, None, None]
+        x[:, 8 * top : 8 * top + 8, 8 * left : 8 * left + 8] += (
+            120 * y[:, quarter, None, None, None]
+        )
     return ArraySource(
         x.astype(np.uint8), y, label_names=[f"quarter {i}" for i in range(4)], name="pictures"
     )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from jaxmlcl.config import to_json
 from jaxmlcl.data.source import ArraySource, register_source
 from jaxmlcl.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, UserError
 from jaxmlcl.methods import Classification
+from jaxmlcl.models import MLP
 from jaxmlcl.training import trainer as trainer_module
 from jaxmlcl.training.console import Silent
 from jaxmlcl.training.duration import flops_of, steps
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.trainer import train
-from tests.training.conftest import SMALL_MLP, vectors
+from tests.training.conftest import SMALL_MLP, SMALL_RESNET, vectors
 
 TIMES = ("samples_per_second",)
 
@@ -62,7 +64,9 @@ def test_a_run_writes_what_it_promises(experiment: Experiment) -> None:
     log = rows(workdir)
     assert json.loads((workdir / "experiment.json").read_text())["name"] == "small"
     train_rows = [row for row in log if row["kind"] == "train"]
-    assert [row["step"] for row in train_rows if row["stage"] == "pretrain"] == list(range(5, 61, 5))
+    assert [row["step"] for row in train_rows if row["stage"] == "pretrain"] == list(
+        range(5, 61, 5)
+    )
     for name in (
         "loss",
         "learning_rate",
@@ -90,7 +94,9 @@ def test_a_run_writes_what_it_promises(experiment: Experiment) -> None:
 
 def test_pretraining_learns(experiment: Experiment) -> None:
     workdir = run(experiment)
-    losses = [row["loss"] for row in rows(workdir) if row["stage"] == "bce" and row["kind"] == "train"]
+    losses = [
+        row["loss"] for row in rows(workdir) if row["stage"] == "bce" and row["kind"] == "train"
+    ]
     assert losses[-1] < losses[0]
 
 
@@ -210,9 +216,7 @@ def test_other_data_are_refused(experiment: Experiment, monkeypatch: pytest.Monk
     finally:
         from tests.training import conftest
 
-        register_source(
-            "vectors", lambda body, options, places: vectors(*conftest._SPLITS[body])
-        )
+        register_source("vectors", lambda body, options, places: vectors(*conftest._SPLITS[body]))
 
 
 def test_nan_names_the_step_the_terms_and_the_samples(experiment: Experiment) -> None:
@@ -267,7 +271,7 @@ def test_patience_ends_a_stage(experiment: Experiment) -> None:
     register_source(
         "constant",
         lambda body, options, places: ArraySource(
-            np.zeros((32, 3), np.float32), np.eye(32, 4, dtype=np.uint8), label_names=list("abcd")
+            np.zeros((32, 3), np.float32), np.eye(32, 4, dtype=np.uint8), label_names=list("abcd"), name="x"
         ),
     )
     data = dataclasses.replace(experiment.data, train="constant:a", validation="constant:b")
@@ -284,3 +288,45 @@ def test_patience_ends_a_stage(experiment: Experiment) -> None:
     # Constant inputs rank all rows alike: the first validation is the best.
     assert summary["bce"]["best_step"] == 5
     assert summary["bce"]["steps"] == 15
+
+
+def test_misfits_are_told_before_the_first_stage_trains(experiment: Experiment) -> None:
+    stages = dict(experiment.stages)
+    other = Classification(encoder=MLP(hidden=(16, 64)), encoder_mode="eval")
+    stages["probe"] = dataclasses.replace(stages["probe"], objective=other)
+    with pytest.raises(ConfigError, match=r"stages\.probe: its encoder is not that of pretrain"):
+        run(dataclasses.replace(experiment, stages=stages))
+    stages["probe"] = dataclasses.replace(experiment.stages["probe"], frozen=("^backbone/",))
+    with pytest.raises(ConfigError, match=r'"\^backbone/" matches no parameter'):
+        run(dataclasses.replace(experiment, stages=stages))
+    stages = {"bce": dataclasses.replace(experiment.stages["bce"])}
+    stages["bce"] = dataclasses.replace(stages["bce"], objective=Classification(SMALL_RESNET))
+    with pytest.raises(ConfigError, match="ResNet takes images"):
+        run(dataclasses.replace(experiment, stages=stages))
+    assert (Path(str(experiment.workdir)) / "metrics.jsonl").read_text() == ""
+
+
+def test_a_profile_is_written(experiment: Experiment) -> None:
+    stages = {"pretrain": dataclasses.replace(experiment.stages["pretrain"], duration=steps(8))}
+    workdir = run(dataclasses.replace(experiment, stages=stages, profile="2:5"))
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_tensorboard_has_the_same_figures(experiment: Experiment) -> None:
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    stages = {"pretrain": dataclasses.replace(experiment.stages["pretrain"], duration=steps(10))}
+    logging = dataclasses.replace(experiment.logging, tensorboard=True)
+    workdir = run(dataclasses.replace(experiment, stages=stages, logging=logging))
+    events = list((workdir / "tensorboard" / "pretrain").glob("events*"))
+    assert len(events) == 1
+    content = events[0].read_bytes()
+    assert all(f"train/{name}".encode() in content for name in ("loss", "queue_fill"))
+
+
+def test_tensorboard_without_the_extra_is_told_in_a_line(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    logging = dataclasses.replace(experiment.logging, tensorboard=True)
+    with pytest.raises(UserError, match=r'pip install "jaxmlcl\[tensorboard\]"'):
+        run(dataclasses.replace(experiment, logging=logging))

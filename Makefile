@@ -1,0 +1,82 @@
+# Every target makes what it needs: `make quickstart` works in a fresh clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEVELOP := $(VENV)/.develop
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+.PHONY: quickstart test test-slow coverage lint types format wheel gpu yeast clean help
+
+help:
+	@echo "quickstart  train the embedded default and write a report (about 4 minutes)"
+	@echo "test        the fast tests          test-slow  the others"
+	@echo "lint types  ruff and mypy           format     ruff's own layout"
+	@echo "coverage    losses, queue and evaluation, at least 95 %"
+	@echo "wheel       build the wheel, and run the fast tests on it"
+	@echo "gpu         every check and benchmark that wants a GPU"
+	@echo "yeast       MulSupCon on Yeast (JAXMLCL_DATA names the folder of the data)"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, not {v[0]}.{v[1]}; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(DEVELOP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@ $(INSTALLED)
+
+quickstart: $(INSTALLED)
+	rm -rf runs/quickstart
+	$(BIN)/jaxmlcl train configs/quickstart.py
+	$(BIN)/jaxmlcl evaluate runs/quickstart
+	$(BIN)/jaxmlcl report runs/quickstart
+
+test: $(DEVELOP)
+	$(PYTEST) tests -m "not slow"
+	$(PYTEST) --doctest-modules jaxmlcl
+
+test-slow: $(DEVELOP)
+	$(PYTEST) tests -m slow
+
+coverage: $(DEVELOP)
+	$(PYTEST) tests/losses tests/evaluation tests/test_queue.py -m "not slow" \
+	  --cov=jaxmlcl.losses --cov=jaxmlcl.queue --cov=jaxmlcl.evaluation --cov-fail-under=95
+
+lint: $(DEVELOP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEVELOP)
+	$(BIN)/mypy
+
+format: $(DEVELOP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The wheel in an environment of its own, away from the sources, so that what is tested is what is
+# shipped.
+wheel: $(DEVELOP)
+	rm -rf dist build .venv-wheel
+	$(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[dev]"
+	rm -rf build/wheel-tests && mkdir -p build/wheel-tests
+	cp -r tests configs docs benchmarks Makefile pyproject.toml *.md LICENSE CITATION.cff build/wheel-tests/
+	cd build/wheel-tests && JAX_PLATFORMS=cpu JAXMLCL_DATA="$${JAXMLCL_DATA:-$(CURDIR)/../shared/data}" \
+	  $(CURDIR)/.venv-wheel/bin/python -m pytest tests -m "not slow"
+
+# With the packages that are there: a machine with a GPU has its own JAX.
+gpu:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m benchmarks.gpu; else $(PYTHON) -m benchmarks.gpu; fi
+
+yeast: $(INSTALLED)
+	$(BIN)/jaxmlcl train configs/mulsupcon/yeast_released.py
+	$(BIN)/jaxmlcl evaluate runs/mulsupcon-yeast-released
+	$(BIN)/jaxmlcl report runs/mulsupcon-yeast-released
+
+clean:
+	rm -rf $(VENV) .venv-wheel build dist runs

@@ -1,0 +1,1 @@
+"""Programs behind the project's claims about speed and memory."""

@@ -1,0 +1,328 @@
+"""Every check and benchmark that wants a GPU: one JSON file and one table, with the chip's name.
+
+    make gpu
+
+Runs with the packages that are there (JAX, Flax, Optax and Orbax; neither grain nor tyro), writes
+build/gpu.json, and exits with 1 if a check fails. Without a GPU it says so and exits with 0.
+
+Checks: golden values and gradients of the losses in float32; the queue against one on the host;
+20 steps of the whole training step against the same steps on the host's CPU. Benchmarks: value and
+gradient of the loss, and whole pretraining steps, as ratios to a named peer in the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlcl import losses
+from jaxmlcl import queue as momentum_queue
+from jaxmlcl.data.augment import Intensity, Shift, ZeroMask
+from jaxmlcl.data.pipeline import GlobalOrder, Indices
+from jaxmlcl.data.source import ArraySource
+from jaxmlcl.methods import MulSupCon
+from jaxmlcl.models import MLP, Projection, ResNet
+from jaxmlcl.sharding import MeshSpec, batch_sharding
+from jaxmlcl.training.duration import steps
+from jaxmlcl.training.experiment import Data, Experiment
+from jaxmlcl.training.optimizers import Optimizer
+from jaxmlcl.training.program import build_stage, device_constants
+from jaxmlcl.training.splits import fit_preparation
+from jaxmlcl.training.stage import Stage
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "reference" / "golden.json"
+OUTPUT = ROOT / "build" / "gpu.json"
+
+
+def main() -> int:
+    """Run everything; 0 if every check holds."""
+    if jax.default_backend() != "gpu":
+        print("no GPU: nothing to check")
+        return 0
+    device = jax.devices()[0]
+    rows: list[dict[str, Any]] = []
+    for name, check in (
+        ("golden losses, float32", check_golden),
+        ("queue against the host", check_queue),
+        ("20 steps against the CPU, MLP", lambda: check_steps("vectors")),
+        ("20 steps against the CPU, ResNet", lambda: check_steps("pictures")),
+    ):
+        rows.append(attempt("check", name, check))
+        show(rows[-1])
+    for name, bench in (
+        ("loss (256, 8192, 80)", lambda: bench_loss(256, 8192, 80)),
+        ("loss (256, 65536, 365)", lambda: bench_loss(256, 65536, 365)),
+        ("loss (4096, 65536, 365)", lambda: bench_loss(4096, 65536, 365)),
+        ("step, Yeast MLP, batch 64", lambda: bench_step("yeast", 64, "float32")),
+        ("step, Yeast MLP, batch 256", lambda: bench_step("yeast", 256, "float32")),
+        ("step, digits ResNet, batch 256", lambda: bench_step("digits", 256, "float32")),
+        ("step, ResNet-50 224 px bf16, batch 128", lambda: bench_step("photographs", 128, "bfloat16")),
+    ):
+        rows.append(attempt("benchmark", name, bench))
+        show(rows[-1])
+    report = {
+        "chip": device.device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "rows": rows,
+    }
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps(report, indent=2) + "\n")
+    failed = [row["name"] for row in rows if not row["ok"]]
+    print(f"{device.device_kind}, JAX {jax.__version__}: {len(rows) - len(failed)} of {len(rows)} ok")
+    print(f"written: {OUTPUT}")
+    return 1 if failed else 0
+
+
+def attempt(kind: str, name: str, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """One row; an exception is a failure that does not keep the others from running."""
+    started = time.perf_counter()
+    try:
+        result = {"ok": True, **function()}
+    except Exception as error:
+        result = {"ok": False, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    return {"kind": kind, "name": name, **result, "seconds": time.perf_counter() - started}
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line of the table."""
+    hidden = ("kind", "name", "ok", "seconds")
+    figures = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in row.items()
+        if key not in hidden
+    )
+    print(f"{'ok  ' if row['ok'] else 'FAIL'} {row['name']:<42} {figures}", flush=True)
+
+
+def check_golden() -> dict[str, Any]:
+    """Every golden value and gradient entry of the contrastive losses, to 1e-5."""
+    golden = json.loads(GOLDEN.read_text())
+    names = {
+        "mulsupcon_w0": "mulsupcon",
+        "mulsupcon_w1": "mulsupcon_mean",
+        "supcon_all": "all",
+        "supcon_any": "any",
+    }
+    worst = 0.0
+    for prefix, weighting in names.items():
+        for temperature in ("0.5", "0.1"):
+            entry = golden[f"{prefix}_tau{temperature}"]
+            arrays = {k: jnp.asarray(v, jnp.float32) for k, v in entry["inputs"].items()}
+
+            def loss(q: jax.Array, arrays: Any = arrays, weighting: str = weighting) -> jax.Array:
+                keys = jnp.concatenate([arrays["k_batch_raw"], arrays["k_queue_raw"]])
+                return losses.multi_positive_infonce(
+                    losses.normalize(q),
+                    losses.normalize(keys),
+                    arrays["Y"],
+                    jnp.concatenate([arrays["Y"], arrays["Y_queue"]]),
+                    weighting=weighting,
+                    temperature=float(arrays["tau"]),
+                )
+
+            value, gradient = jax.jit(jax.value_and_grad(loss))(arrays["q_raw"])
+            worst = max(
+                worst,
+                abs(float(value) / entry["value"] - 1.0),
+                abs(float(gradient[0, 1]) - entry["grad"]["value"]),
+            )
+    if worst > 1e-5:
+        raise ValueError(f"largest deviation {worst:.2e} is above 1e-5")
+    return {"largest_deviation": worst}
+
+
+def check_queue() -> dict[str, Any]:
+    """The device's queue holds what a first-in-first-out list on the host holds."""
+    capacity, width, labels = 48, 8, 5
+    generator = np.random.default_rng(0)
+    queue = momentum_queue.init(capacity, width, labels)
+    enqueue = jax.jit(momentum_queue.enqueue, donate_argnums=0)
+    held: list[int] = []
+    for step in range(20):
+        ids = np.arange(16 * step, 16 * step + 16, dtype=np.int32)
+        rows = np.repeat(ids[:, None], width, axis=1).astype(np.float32)
+        queue = enqueue(queue, rows, generator.integers(0, 2, (16, labels)), ids)
+        held = (held + ids.tolist())[-capacity:]
+    keys, _, ids, valid = jax.device_get(momentum_queue.contents(queue))
+    if not valid.all() or sorted(ids.tolist()) != held or (keys[:, 0] != ids).any():
+        raise ValueError("the queue does not hold the newest keys")
+    return {"keys_seen": 20 * 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A training set, and the stage that is trained on it."""
+
+    source: ArraySource
+    inputs: str
+    stage: Stage
+
+
+def make_case(kind: str, batch: int) -> Case:
+    """Synthetic data of a real experiment's shapes, with its network."""
+    generator = np.random.default_rng(0)
+
+    def stage(encoder: Any, queue: int, augmentation: Any, optimizer: Optimizer) -> Stage:
+        method = MulSupCon(encoder=encoder, head=Projection(), queue_capacity=queue)
+        return Stage(method, steps(20), batch, optimizer, augmentation)
+
+    def labels(rows: int, count: int, mean: float) -> np.ndarray:
+        return (generator.random((rows, count)) < mean / count).astype(np.uint8)
+
+    def pixels(rows: int, size: int, channels: int) -> np.ndarray:
+        return generator.integers(0, 256, (rows, size, size, channels), np.uint8)
+
+    adam, sgd = Optimizer("adam", 4e-4), Optimizer("sgd", 0.1, weight_decay=1e-4)
+    if kind in ("vectors", "yeast"):
+        x = generator.normal(size=(1200, 103)).astype(np.float32)
+        source = ArraySource(x, labels(1200, 14, 4.2), name=kind)
+        return Case(source, "standardize", stage(MLP(), 256, (ZeroMask(),), adam))
+    image = (Shift(), Intensity())
+    if kind in ("pictures", "digits"):
+        width = 8 if kind == "pictures" else 16
+        encoder = ResNet(depths=(1, 1, 1, 1), channels=width)
+        source = ArraySource(pixels(512, 48, 1), labels(512, 10, 2.3), name=kind)
+        return Case(source, "unit", stage(encoder, 1024, image, sgd))
+    encoder = ResNet(depths=(3, 4, 6, 3), channels=64, block="bottleneck")
+    source = ArraySource(pixels(256, 224, 3), labels(256, 80, 2.9), name=kind)
+    return Case(source, "unit", stage(encoder, 8192, image, sgd))
+
+
+def prepare(case: Case, device: jax.Device, precision: str) -> tuple[Any, ...]:
+    """The compiled step on one device, with its first state, batches and constants."""
+    mesh_spec = MeshSpec()
+    data = Data("synthetic", inputs=case.inputs)  # type: ignore[arg-type] # one of the three
+    experiment = Experiment(
+        "gpu",
+        data,
+        {"pretrain": case.stage},
+        precision=precision,  # type: ignore[arg-type] # one of the three
+    )
+    with jax.default_device(device):
+        mesh = mesh_spec.build([device])
+        constants = device_constants(
+            fit_preparation(data, case.source), case.source, mesh, precision
+        )
+        program = build_stage(experiment, "pretrain", mesh, case.source, {})
+        order = Indices(GlobalOrder(len(case.source), case.stage.batch_size, 0))
+        step, seconds = program.compile(order[0], constants)
+        state = program.initial(None)
+    rows = batch_sharding(mesh)
+    return step, state, lambda index: jax.device_put(order[index], rows), constants, seconds, program
+
+
+def check_steps(kind: str) -> dict[str, Any]:
+    """Losses of 20 steps on the GPU against the same 20 on the CPU, in float32.
+
+    The GPU multiplies in full float32 here; the first step must agree to 1e-4, the last to 1 %,
+    since training multiplies rounding differences from step to step.
+    """
+    curves = {}
+    with jax.default_matmul_precision("highest"):
+        for place in ("cpu", "gpu"):
+            step, state, batch, constants, _, _ = prepare(
+                make_case(kind, 32), jax.local_devices(backend=place)[0], "float32"
+            )
+            curve = []
+            for index in range(20):
+                state, measurements = step(state, batch(index), constants)
+                curve.append(float(measurements["loss"]))
+            curves[place] = np.array(curve)
+    deviation = np.abs(curves["gpu"] / curves["cpu"] - 1.0)
+    if deviation[0] > 1e-4 or deviation.max() > 1e-2:
+        raise ValueError(f"deviation {deviation[0]:.2e} at first, {deviation.max():.2e} at most")
+    return {"first": float(deviation[0]), "largest": float(deviation.max())}
+
+
+def bench_loss(anchors: int, keys: int, labels: int, width: int = 256) -> dict[str, Any]:
+    """Value and gradient in float32: ours, beside plain jnp with a [B, K] weight matrix."""
+    generator = np.random.default_rng(0)
+
+    def unit(rows: int) -> jax.Array:
+        return losses.normalize(jnp.asarray(generator.normal(size=(rows, width)), jnp.float32))
+
+    def label_rows(rows: int) -> jax.Array:
+        drawn = generator.random((rows, labels)) < 2.9 / labels
+        drawn[np.arange(rows), generator.integers(0, labels, rows)] = True
+        return jnp.asarray(drawn, jnp.float32)
+
+    arrays = (unit(anchors), unit(keys), label_rows(anchors), label_rows(keys))
+
+    def ours(z: jax.Array, k: jax.Array, y: jax.Array, yk: jax.Array) -> jax.Array:
+        return losses.multi_positive_infonce(z, k, y, yk)
+
+    def peer(z: jax.Array, k: jax.Array, y: jax.Array, yk: jax.Array) -> jax.Array:
+        weights = (y / jnp.maximum(yk.sum(0), 1.0)) @ yk.T
+        return -(weights * jax.nn.log_softmax(z @ k.T / 0.1)).sum() / y.sum()
+
+    def seconds(function: Any) -> tuple[float, float]:
+        compiled = jax.jit(jax.value_and_grad(function)).lower(*arrays).compile()
+        value, _ = jax.block_until_ready(compiled(*arrays))
+        return timed(lambda: jax.block_until_ready(compiled(*arrays))), float(value)
+
+    # The same precision for both, or the comparison would be of number formats.
+    with jax.default_matmul_precision("highest"):
+        mine, value = seconds(ours)
+        theirs, expected = seconds(peer)
+    if abs(value / expected - 1.0) > 1e-4:
+        raise ValueError(f"value {value} differs from the peer's {expected}")
+    return {
+        "ms": 1e3 * mine,
+        "plain_jnp_ms": 1e3 * theirs,
+        "times_as_fast": theirs / mine,
+    }
+
+
+def bench_step(kind: str, batch: int, precision: str) -> dict[str, Any]:
+    """Whole pretraining steps, data on the device; FLOPs are counted, not measured."""
+    step, state, host, constants, compiling, program = prepare(
+        make_case(kind, batch), jax.local_devices(backend="gpu")[0], precision
+    )
+    batches = [host(index) for index in range(4)]
+
+    def run(count: int) -> float:
+        nonlocal state
+        started = time.perf_counter()
+        for index in range(count):
+            state, _ = step(state, batches[index % 4], constants)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - started) / count
+
+    run(5)
+    # Rounds of about a third of a second, so that one launch does not count.
+    count = max(3, int(0.3 / run(5)))
+    seconds = statistics.median(run(count) for _ in range(5))
+    return {
+        "steps_per_second": 1.0 / seconds,
+        "samples_per_second": batch / seconds,
+        "tflop_per_second": program.flops_per_step / seconds / 1e12,
+        "compile_seconds": compiling,
+    }
+
+
+def timed(function: Callable[[], Any], rounds: int = 7) -> float:
+    """Median seconds of one call."""
+    function()
+    results = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        function()
+        results.append(time.perf_counter() - started)
+    return statistics.median(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
