@@ -330,7 +330,7 @@ class _Run:
                 raise NonFiniteError(
                     f"{name}: the loss is not finite at step {step}: {shown}; sample ids of the "
                     f"batch: {ids}; the last good checkpoint is kept; look at these samples, or "
-                    "lower the learning rate"
+                    "lower the learning rate in a new workdir"
                 )
         last = _on_host(pending[-1][1])
         pending.clear()

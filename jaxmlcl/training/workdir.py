@@ -20,7 +20,7 @@ def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
 
     Args:
       path: the folder.
-      resolved: the resolved experiment as JSON text; written as experiment.json.
+      resolved: the resolved experiment as JSON text.
 
     Raises:
       UserError: the folder cannot be written, or another process trains in it.
