@@ -68,7 +68,7 @@ def main() -> int:
         ("step, Yeast MLP, batch 64", lambda: bench_step("yeast", 64, "float32")),
         ("step, Yeast MLP, batch 256", lambda: bench_step("yeast", 256, "float32")),
         ("step, digits ResNet, batch 256", lambda: bench_step("digits", 256, "float32")),
-        ("step, ResNet-50 224 px bf16, batch 128", lambda: bench_step("photographs", 128, "bfloat16")),
+        ("step, ResNet-50 224 px bf16, batch 128", lambda: bench_step("photos", 128, "bfloat16")),
     ):
         rows.append(attempt("benchmark", name, bench))
         show(rows[-1])
@@ -81,7 +81,8 @@ def main() -> int:
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(report, indent=2) + "\n")
     failed = [row["name"] for row in rows if not row["ok"]]
-    print(f"{device.device_kind}, JAX {jax.__version__}: {len(rows) - len(failed)} of {len(rows)} ok")
+    held = f"{len(rows) - len(failed)} of {len(rows)} ok"
+    print(f"{device.device_kind}, JAX {jax.__version__}: {held}")
     print(f"written: {OUTPUT}")
     return 1 if failed else 0
 
@@ -92,7 +93,8 @@ def attempt(kind: str, name: str, function: Callable[[], dict[str, Any]]) -> dic
     try:
         result = {"ok": True, **function()}
     except Exception as error:
-        result = {"ok": False, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        message = f"{type(error).__name__}: {str(error)[:200]}"
+        result = {"ok": False, "error": " ".join(message.split())}
     return {"kind": kind, "name": name, **result, "seconds": time.perf_counter() - started}
 
 
@@ -220,8 +222,11 @@ def prepare(case: Case, device: jax.Device, precision: str) -> tuple[Any, ...]:
         order = Indices(GlobalOrder(len(case.source), case.stage.batch_size, 0))
         step, seconds = program.compile(order[0], constants)
         state = program.initial(None)
-    rows = batch_sharding(mesh)
-    return step, state, lambda index: jax.device_put(order[index], rows), constants, seconds, program
+
+    def host(index: int) -> Any:
+        return jax.device_put(order[index], batch_sharding(mesh))
+
+    return step, state, host, constants, seconds, program
 
 
 def check_steps(kind: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Data:
     root: str | None = None
     """Folder that relative paths start from; the environment's JAXMLCL_DATA if absent."""
     inputs: Literal["standardize", "unit", "raw"] = "standardize"
-    """Per-feature zero mean and unit variance of the training split; 0..255 to 0..1; or as it is."""
+    """Zero mean and unit variance per feature (fitted on train); 0..255 to 0..1; or as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Experiment:
             raise ConfigError("experiment: it has no stages; give at least one")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed: it must be at least 0 and below 2^32, not {self.seed}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed} is negative; use a whole number from 0 on")
         earlier: list[str] = []
         for name, stage in self.stages.items():
             if not name.replace("_", "").replace("-", "").isalnum():

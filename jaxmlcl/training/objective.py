@@ -51,7 +51,8 @@ class Objective(abc.ABC):
 
     Subclasses are frozen dataclasses of hyper-parameters. A step of training calls, in this
     order: `before_step` once; `loss` under differentiation, once for each micro-batch;
-    `after_step` once; then the optimiser moves the parameters. All of them are traced by jit, on global sharded arrays.
+    `after_step` once; then the optimiser moves the parameters. All of them are traced by jit, on
+    global sharded arrays.
     """
 
     views: ClassVar[int] = 1
@@ -81,6 +82,7 @@ class Objective(abc.ABC):
 
     def scores(self, params: PyTree, state: PyTree, inputs: jax.Array) -> jax.Array:
         """Label scores [B, L] in [0, 1] of inputs [B, ...], in evaluation mode."""
+        del params, state, inputs
         raise TypeError(f"{type(self).__name__} gives no label scores")
 
     @abc.abstractmethod

@@ -118,9 +118,9 @@ class WarmRestarts(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Plateau(Schedule):
-    """The rate is multiplied by `factor` when validation loss stops falling (after each validation).
+    """The rate is multiplied by `factor` when the validation loss stops falling.
 
-    The measure is the validation loss, relative threshold, as PyTorch's ReduceLROnPlateau.
+    Judged after each validation, by a relative threshold, as PyTorch's ReduceLROnPlateau.
     """
 
     factor: float = 0.1

@@ -100,8 +100,8 @@ class StageProgram:
         )
         return compiled, time.perf_counter() - started
 
-    def scorer(self, rows: int, constants: PyTree) -> Any:
-        """A function (params, objective state, inputs [rows, ...]) -> scores [rows, L]."""
+    def scorer(self, constants: PyTree) -> Any:
+        """A function (params, objective state, inputs [n, ...]) -> scores [n, L]."""
         function = jax.jit(
             self.program.scores,
             in_shardings=(None, None, batch_sharding(self.mesh), None),

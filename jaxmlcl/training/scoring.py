@@ -95,11 +95,10 @@ def score_stages(
         program = build_stage(experiment, name, mesh, train, flops)
         store = CheckpointStore(stage_folder(workdir, name))
         state, checkpoint = load_stage(store, program, report)
-        batches = scoring_batches(source, mesh)
-        parts = []
-        score = None
-        for inputs, valid in batches:
-            score = score or program.scorer(inputs.shape[0], constants)
-            parts.append(jax.device_get(score(state.params, state.objective, inputs))[:valid])
+        score = program.scorer(constants)
+        parts = [
+            jax.device_get(score(state.params, state.objective, inputs))[:valid]
+            for inputs, valid in scoring_batches(source, mesh)
+        ]
         results[name] = StageScores(np.concatenate(parts), checkpoint.step, checkpoint.path.name)
     return Scored(source.metadata, labels, ids, results)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxmlcl.data.augment import augment
 from jaxmlcl.training.objective import Batch, BatchSpec
@@ -128,7 +130,8 @@ class Program:
         return self.stage.objective.scores(params, state, x).astype(jnp.float32)
 
 
-def advance_plateau(schedule: Plateau, plateau: PyTree, loss: jax.Array) -> PyTree:
+@functools.partial(jax.jit, static_argnums=0)
+def advance_plateau(schedule: Plateau, plateau: PyTree, loss: ArrayLike) -> PyTree:
     """The plateau rule's state after one more validation loss."""
     _, plateau = schedule.transform().update({}, plateau, value=loss)
     return plateau
@@ -161,12 +164,13 @@ def count_flops(stage: Stage, spec: BatchSpec, params: PyTree, state: PyTree) ->
     )
 
     def work(params: PyTree, state: PyTree, arrays: Any, key: jax.Array) -> Any:
-        return _micro(stage, params, state, Batch(*arrays, spec.step_samples), key)
+        inputs, labels, ids = arrays
+        return _micro(stage, params, state, Batch(inputs, labels, ids, spec.step_samples), key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Lowered for the host on every machine: other backends do not count before they compile.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        costs = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
+        costs: Any = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
     return parts * float(costs["flops"])
 
 

@@ -40,6 +40,7 @@ from jaxmlcl.training.writers import MetricsLog, TensorBoard
 
 # Measurements wait on the device at most this many steps before they are looked at.
 _MOST_PENDING = 256
+_AGAIN = "run the same command again to continue"
 _VALIDATED = ("map", "micro_f1", "macro_f1", "example_f1", "hamming_accuracy", "precision_at_1")
 
 
@@ -92,22 +93,26 @@ def train(
         # Set up: devices, data, and what every step reads.
         mesh = experiment.mesh.build(devices)
         source = open_split(experiment.data, "train")
-        validation = open_split(experiment.data, "validation") if experiment.data.validation else None
+        validation = (
+            open_split(experiment.data, "validation") if experiment.data.validation else None
+        )
         if validation is not None:
             check_same_labels(source, validation, ("train", "validation"))
         preparation = fit_preparation(experiment.data, source)
         preparation.save(workdir / "preparation.npz")
         constants = device_constants(preparation, source, mesh, experiment.precision)
         stores = {
-            name: CheckpointStore(stage_folder(workdir, name), keep_latest=experiment.checkpoint.keep)
+            name: CheckpointStore(
+                stage_folder(workdir, name), keep_latest=experiment.checkpoint.keep
+            )
             for name in experiment.stages
         }
         for store in stores.values():
             store.clean()
         run = _Run(experiment, workdir, mesh, source, validation, constants, stores, console, stop)
         console.line(
-            f"{experiment.name}: {len(source)} training samples, {len(source.metadata.label_names)} "
-            f"labels, {mesh.size} {mesh.devices.flat[0].platform} device(s), workdir {workdir}"
+            f"{experiment.name}: {len(source)} training samples, "
+            f"{len(source.metadata.label_names)} labels, {mesh.size} {mesh.devices.flat[0].platform} device(s), workdir {workdir}"
         )
         try:
             # Check: every stage is worked out before the first one trains.
@@ -207,6 +212,8 @@ class _Run:
             self._conclude(program, Progress(**checkpoint.host["progress"]))
             self.console.line(f"{name}: finished before, at step {checkpoint.step}")
             return
+        if self.stop:
+            raise Preempted(f"{_stopped(self.stop)} before {name} began; {_AGAIN}")
 
         # The state: restored, or fresh with an earlier stage's encoder.
         progress = Progress()
@@ -274,7 +281,8 @@ class _Run:
                     now = time.perf_counter()
                     rate = (progress.step - last_logged) * stage.batch_size / (now - last_log)
                     last_log, last_logged = now, progress.step
-                    self._write("train", program, progress.step, {**last, "samples_per_second": rate})
+                    timed = {**last, "samples_per_second": rate}
+                    self._write("train", program, progress.step, timed)
                 self.console.progress(progress.step, loss)
 
                 # 3. Validate, and decide whether this is the best so far.
@@ -284,7 +292,10 @@ class _Run:
                     self._write("validation", program, progress.step, measured)
                     best = self._judge(stage.select, measured, progress)
                     if isinstance(stage.optimizer.schedule, Plateau):
-                        state = self._reduce(program, state, measured["loss"])
+                        plateau = advance_plateau(
+                            stage.optimizer.schedule, state.plateau, np.float32(measured["loss"])
+                        )
+                        state = dataclasses.replace(state, plateau=plateau)
                     if stage.patience is not None and not finished:
                         finished = progress.validations_since_best >= stage.patience
 
@@ -299,10 +310,8 @@ class _Run:
                 if leaving and not finished:
                     self.stores[name].wait()
                     self.console.stop()
-                    raise Preempted(
-                        f"stopped by signal {signal.Signals(self.stop[0]).name} after saving step "
-                        f"{progress.step} of {name}; run the same command again to continue"
-                    )
+                    saved = f"after saving step {progress.step} of {name}"
+                    raise Preempted(f"{_stopped(self.stop)} {saved}; {_AGAIN}")
         finally:
             profile.close()
             iterator.close()
@@ -350,7 +359,7 @@ class _Run:
             return None
         inputs = list(scoring_batches(validation, self.mesh))
         labels, _ = source_labels(validation)
-        score = program.scorer(inputs[0][0].shape[0], self.constants)
+        score = program.scorer(self.constants)
 
         def validate(state: Any) -> dict[str, float]:
             parts = [
@@ -373,14 +382,6 @@ class _Run:
             return True
         progress.validations_since_best += 1
         return False
-
-    def _reduce(self, program: StageProgram, state: Any, loss: float) -> Any:
-        schedule = program.program.stage.optimizer.schedule
-        plateau = jax.jit(
-            lambda plateau, loss: advance_plateau(schedule, plateau, loss),
-            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.abstract.plateau),
-        )(state.plateau, np.float32(loss))
-        return dataclasses.replace(state, plateau=plateau)
 
     def _save(
         self, program: StageProgram, state: Any, progress: Progress, *, best: bool, finished: bool
@@ -497,6 +498,10 @@ def validation_measures(scores: np.ndarray, labels: np.ndarray) -> dict[str, flo
         return {"loss": math.nan, **dict.fromkeys(_VALIDATED, math.nan)}
     measured = multilabel_metrics(scores, labels)
     return {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
+
+
+def _stopped(received: list[int]) -> str:
+    return f"stopped by signal {signal.Signals(received[0]).name}"
 
 
 def _on_host(measurements: dict[str, jax.Array]) -> dict[str, float]:

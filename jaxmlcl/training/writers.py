@@ -78,8 +78,8 @@ class MetricsLog:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); free the disk and run the same "
-                "command again, or choose another workdir"
+                f"{self.path}: cannot be written ({error.strerror}); free the disk and run the "
+                "same command again, or choose another workdir"
             ) from error
 
 

@@ -23,6 +23,7 @@ from jaxmlcl.training import trainer as trainer_module
 from jaxmlcl.training.console import Silent
 from jaxmlcl.training.duration import flops_of, steps
 from jaxmlcl.training.experiment import Experiment
+from jaxmlcl.training.optimizers import Optimizer, Plateau
 from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.trainer import train
 from tests.training.conftest import SMALL_MLP, SMALL_RESNET, vectors
@@ -154,6 +155,12 @@ def test_sigterm_saves_and_the_run_continues_to_the_same_bits(
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+def test_a_signal_between_stages_starts_no_other(experiment: Experiment) -> None:
+    console = Stop("pretrain", 60, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="stopped by signal SIGTERM before probe began"):
+        run(experiment, console)
+
+
 def test_an_interrupted_run_forgets_what_it_logged_after_the_checkpoint(
     experiment: Experiment, tmp_path: Path
 ) -> None:
@@ -267,14 +274,15 @@ def test_a_workdir_that_cannot_be_written(experiment: Experiment, tmp_path: Path
         run(bad)
 
 
+def flat() -> ArraySource:
+    """Inputs that say nothing about the labels."""
+    labels = np.eye(32, 4, dtype=np.uint8)
+    return ArraySource(np.zeros((32, 3), np.float32), labels, name="flat")
+
+
 def test_patience_ends_a_stage(experiment: Experiment) -> None:
-    register_source(
-        "constant",
-        lambda body, options, places: ArraySource(
-            np.zeros((32, 3), np.float32), np.eye(32, 4, dtype=np.uint8), label_names=list("abcd"), name="x"
-        ),
-    )
-    data = dataclasses.replace(experiment.data, train="constant:a", validation="constant:b")
+    register_source("flat", lambda body, options, places: flat())
+    data = dataclasses.replace(experiment.data, train="flat:a", validation="flat:b")
     stage = dataclasses.replace(
         experiment.stages["bce"],
         objective=Classification(encoder=SMALL_MLP),
@@ -330,3 +338,21 @@ def test_tensorboard_without_the_extra_is_told_in_a_line(
     logging = dataclasses.replace(experiment.logging, tensorboard=True)
     with pytest.raises(UserError, match=r'pip install "jaxmlcl\[tensorboard\]"'):
         run(dataclasses.replace(experiment, logging=logging))
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_plateau_lowers_the_rate_on_any_mesh(experiment: Experiment, count: int) -> None:
+    register_source("flat", lambda body, options, places: flat())
+    data = dataclasses.replace(experiment.data, train="flat:a", validation="flat:b")
+    schedule = Plateau(factor=0.1, patience=0, cooldown=0, threshold=0.5)
+    stage = dataclasses.replace(
+        experiment.stages["bce"],
+        optimizer=Optimizer("sgd", 1e-3, schedule=schedule),
+        duration=steps(15),
+        validate_every=steps(5),
+    )
+    flat_run = dataclasses.replace(experiment, data=data, stages={"bce": stage})
+    workdir = train(flat_run, to_json(flat_run), devices=jax.devices()[:count])
+    rates = [row["learning_rate"] for row in rows(workdir) if row["kind"] == "train"]
+    # Steps 5, 10 and 15; the second validation is the first without a large improvement.
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4], rtol=1e-6)
