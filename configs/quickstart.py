@@ -7,7 +7,11 @@
 The data are made from scikit-learn's handwritten digits: 48x48 canvases with 1 to 4 digits, no
 network needed.
 
-Expected: EXPECTED
+Expected on the test canvases, thresholds from validation, about 150 s on two CPU cores:
+
+    stage  mAP    P@1    HA     ex-F1  mi-F1  ma-F1
+    probe  0.790  0.932  0.902  0.742  0.760  0.768
+    bce    0.999  0.997  0.995  0.988  0.988  0.988
 """
 
 from jaxmlcl.config import (

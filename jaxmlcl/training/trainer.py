@@ -110,9 +110,10 @@ def train(
         for store in stores.values():
             store.clean()
         run = _Run(experiment, workdir, mesh, source, validation, constants, stores, console, stop)
+        metadata, platform = source.metadata, mesh.devices.flat[0].platform
         console.line(
-            f"{experiment.name}: {len(source)} training samples, "
-            f"{len(source.metadata.label_names)} labels, {mesh.size} {mesh.devices.flat[0].platform} device(s), workdir {workdir}"
+            f"{experiment.name}: {len(source)} training samples, {len(metadata.label_names)} "
+            f"labels, {mesh.size} {platform} device(s), workdir {workdir}"
         )
         try:
             # Check: every stage is worked out before the first one trains.

@@ -63,6 +63,7 @@ def test_evaluate_writes_what_it_prints(run: Run, trained: Path, tmp_path: Path)
     # The last stage that gives scores is the run's main result.
     for field in ("threshold_free", "protocols", "per_label", "run"):
         assert document[field] == document["stages"]["bce"][field]
+    assert document["run"].pop("gflop") > 0
     assert document["run"] == {"stage": "bce", "step": 2, "seed": 5, "checkpoint": "000000002"}
     assert {"best_on_val", "fixed_0.5", "paper"} == set(document["protocols"])
     assert sorted(path.name for path in (workdir / "evaluation").iterdir()) == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,7 @@ def pictures(rows: int = 96, seed: int = 0) -> ArraySource:
 
 
 _SPLITS = {"train": (96, 0), "validation": (48, 1), "test": (64, 2)}
-for _name, _make in (("vectors", vectors), ("pictures", pictures)):
-    register_source(_name, lambda body, options, places, make=_make: make(*_SPLITS[body]))
+register_source("synthetic", lambda body, options, places: vectors(*_SPLITS[body]))
 
 SMALL_MLP = MLP(hidden=(32, 64), dropout=0.2)
 SMALL_RESNET = ResNet(depths=(1, 1), channels=8, stem="small")
@@ -65,13 +65,18 @@ def pretrain(kind: str, optimizer: Optimizer, **changes: Any) -> Stage:
 
 
 @pytest.fixture
-def experiment(tmp_path: Any) -> Experiment:
-    """Pretraining, a linear probe and BCE at the same FLOPs, on sources registered by URI."""
+def experiment(tmp_path: Path) -> Experiment:
+    """The small experiment, in a folder of the test's own."""
+    return small_experiment(tmp_path / "run")
+
+
+def small_experiment(workdir: Path) -> Experiment:
+    """Pretraining, a linear probe and BCE, on sources registered by URI."""
     optimizer = Optimizer("adam", 1e-3, schedule=Cosine())
     probe = Classification(encoder=SMALL_MLP, encoder_mode="eval")
     return Experiment(
         name="small",
-        data=Data("vectors:train", "vectors:validation", "vectors:test"),
+        data=Data("synthetic:train", "synthetic:validation", "synthetic:test"),
         stages={
             "pretrain": pretrain("vectors", optimizer, duration=steps(60)),
             "probe": Stage(
@@ -94,5 +99,5 @@ def experiment(tmp_path: Any) -> Experiment:
         },
         checkpoint=Checkpoint(every=steps(7)),
         logging=Logging(every=steps(5)),
-        workdir=str(tmp_path / "run"),
+        workdir=str(workdir),
     )

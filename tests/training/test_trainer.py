@@ -26,7 +26,7 @@ from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.optimizers import Optimizer, Plateau
 from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.trainer import train
-from tests.training.conftest import SMALL_MLP, SMALL_RESNET, vectors
+from tests.training.conftest import SMALL_MLP, SMALL_RESNET, small_experiment, vectors
 
 TIMES = ("samples_per_second",)
 
@@ -59,9 +59,24 @@ def arrays(experiment: Experiment, workdir: Path) -> dict[str, np.ndarray]:
     return {name: stage.scores for name, stage in scored.stages.items()}
 
 
-def test_a_run_writes_what_it_promises(experiment: Experiment) -> None:
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run to its end, never interrupted, that tests read and do not change."""
+
+    experiment: Experiment
+    workdir: Path
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    experiment = small_experiment(tmp_path_factory.mktemp("finished") / "run")
     console = Lines()
-    workdir = run(experiment, console)
+    return Finished(experiment, run(experiment, console), console.lines)
+
+
+def test_a_run_writes_what_it_promises(finished: Finished) -> None:
+    workdir = finished.workdir
     log = rows(workdir)
     assert json.loads((workdir / "experiment.json").read_text())["name"] == "small"
     train_rows = [row for row in log if row["kind"] == "train"]
@@ -87,22 +102,22 @@ def test_a_run_writes_what_it_promises(experiment: Experiment) -> None:
     summary = json.loads((workdir / "stages.json").read_text())
     assert list(summary) == ["pretrain", "probe", "bce"]
     assert summary["pretrain"]["bytes"]["queue"] == 48 * (16 * 4 + 4 + 4) + 4
-    assert any("compiled in" in line and "queue" in line for line in console.lines)
-    scores = arrays(experiment, workdir)
+    assert any("compiled in" in line and "queue" in line for line in finished.lines)
+    scores = arrays(finished.experiment, workdir)
     assert set(scores) == {"probe", "bce"}
     assert scores["probe"].shape == (64, 4)
 
 
-def test_pretraining_learns(experiment: Experiment) -> None:
-    workdir = run(experiment)
+def test_training_learns(finished: Finished) -> None:
+    workdir = finished.workdir
     losses = [
         row["loss"] for row in rows(workdir) if row["stage"] == "bce" and row["kind"] == "train"
     ]
     assert losses[-1] < losses[0]
 
 
-def test_a_frozen_encoder_does_not_move(experiment: Experiment) -> None:
-    workdir = run(experiment)
+def test_a_frozen_encoder_does_not_move(finished: Finished) -> None:
+    workdir = finished.workdir
     stores = {
         name: trainer_module.CheckpointStore(trainer_module.stage_folder(workdir, name))
         for name in ("pretrain", "probe")
@@ -115,11 +130,11 @@ def test_a_frozen_encoder_does_not_move(experiment: Experiment) -> None:
     np.testing.assert_array_equal(*kernels)
 
 
-def test_the_second_run_of_a_finished_experiment_changes_nothing(experiment: Experiment) -> None:
-    workdir = run(experiment)
+def test_the_second_run_of_a_finished_experiment_changes_nothing(finished: Finished) -> None:
+    workdir = finished.workdir
     before = (workdir / "metrics.jsonl").read_bytes()
     console = Lines()
-    run(experiment, console)
+    run(finished.experiment, console)
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert sum("finished before" in line for line in console.lines) == 3
 
@@ -140,17 +155,16 @@ class Stop(Silent):
 
 @pytest.mark.parametrize(("stage", "step"), [("pretrain", 13), ("probe", 20)])
 def test_sigterm_saves_and_the_run_continues_to_the_same_bits(
-    experiment: Experiment, tmp_path: Path, stage: str, step: int
+    experiment: Experiment, finished: Finished, stage: str, step: int
 ) -> None:
-    whole = run(dataclasses.replace(experiment, workdir=str(tmp_path / "whole")))
     console = Stop(stage, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Preempted, match="run the same command again"):
         run(experiment, console)
     console = Lines()
     parts = run(experiment, console)
     assert f"{stage}: continuing after step {step + 1}" in console.lines
-    assert untimed(parts) == untimed(whole)
-    ours, theirs = arrays(experiment, parts), arrays(experiment, whole)
+    assert untimed(parts) == untimed(finished.workdir)
+    ours, theirs = arrays(experiment, parts), arrays(finished.experiment, finished.workdir)
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
@@ -162,20 +176,18 @@ def test_a_signal_between_stages_starts_no_other(experiment: Experiment) -> None
 
 
 def test_an_interrupted_run_forgets_what_it_logged_after_the_checkpoint(
-    experiment: Experiment, tmp_path: Path
+    experiment: Experiment, finished: Finished
 ) -> None:
-    whole = run(dataclasses.replace(experiment, workdir=str(tmp_path / "whole")))
-
     def fail() -> None:
         raise RuntimeError("lost power")
 
     with pytest.raises(RuntimeError):
         run(experiment, Stop("pretrain", 41, fail))
-    assert rows(tmp_path / "run")[-1]["step"] == 40
+    assert rows(Path(str(experiment.workdir)))[-1]["step"] == 40
     console = Lines()
     parts = run(experiment, console)
     assert "pretrain: continuing after step 35" in console.lines
-    assert untimed(parts) == untimed(whole)
+    assert untimed(parts) == untimed(finished.workdir)
 
 
 def test_every_stage_compiles_once(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,9 +218,8 @@ def test_bce_can_have_the_flops_of_other_stages(experiment: Experiment) -> None:
     assert summary["bce"]["gflop_total"] == pytest.approx(budget, rel=0.02)
 
 
-def test_a_changed_configuration_is_refused_by_field(experiment: Experiment) -> None:
-    run(experiment)
-    changed = dataclasses.replace(experiment, seed=5)
+def test_a_changed_configuration_is_refused_by_field(finished: Finished) -> None:
+    changed = dataclasses.replace(finished.experiment, seed=5)
     with pytest.raises(ConfigError, match=r"seed \(0 there, 5 now\)"):
         run(changed)
 
@@ -216,14 +227,14 @@ def test_a_changed_configuration_is_refused_by_field(experiment: Experiment) -> 
 def test_other_data_are_refused(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Preempted):
         run(experiment, Stop("pretrain", 2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    register_source("vectors", lambda body, options, places: vectors(96, 7))
+    register_source("synthetic", lambda body, options, places: vectors(96, 7))
     try:
         with pytest.raises(CheckpointError, match="trained on other data"):
             run(experiment)
     finally:
         from tests.training import conftest
 
-        register_source("vectors", lambda body, options, places: vectors(*conftest._SPLITS[body]))
+        register_source("synthetic", lambda body, options, places: vectors(*conftest._SPLITS[body]))
 
 
 def test_nan_names_the_step_the_terms_and_the_samples(experiment: Experiment) -> None:
@@ -241,8 +252,9 @@ def test_nan_names_the_step_the_terms_and_the_samples(experiment: Experiment) ->
     assert all(row["loss"] is not None for row in rows(workdir) if row["kind"] == "train")
 
 
-def test_a_damaged_checkpoint_is_passed_over(experiment: Experiment, tmp_path: Path) -> None:
-    whole = run(dataclasses.replace(experiment, workdir=str(tmp_path / "whole")))
+def test_a_damaged_checkpoint_is_passed_over(
+    experiment: Experiment, finished: Finished, tmp_path: Path
+) -> None:
     with pytest.raises(Preempted):
         run(experiment, Stop("pretrain", 40, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     # The signal came after step 40 was counted, so step 41 is the one that is saved.
@@ -256,7 +268,7 @@ def test_a_damaged_checkpoint_is_passed_over(experiment: Experiment, tmp_path: P
     parts = run(experiment, console)
     assert any("is damaged" in line for line in console.lines)
     assert "pretrain: continuing after step 35" in console.lines
-    assert untimed(parts) == untimed(whole)
+    assert untimed(parts) == untimed(finished.workdir)
 
 
 def test_two_runs_in_one_workdir_are_refused(experiment: Experiment) -> None:
