@@ -54,8 +54,8 @@ class MeshSpec:
           ConfigError: the sizes do not multiply to the number of devices.
 
         Example:
-          >>> MeshSpec().build(jax.devices()[:1]).shape
-          OrderedDict({'data': 1, 'fsdp': 1})
+          >>> dict(MeshSpec().build(jax.devices()[:1]).shape)
+          {'data': 1, 'fsdp': 1}
         """
         devices = jax.devices() if devices is None else devices
         sizes = [self.data, self.fsdp]
@@ -80,8 +80,8 @@ class MeshSpec:
         Example:
           >>> spec = MeshSpec()
           >>> mesh = spec.build(jax.devices()[:1])
-          >>> spec.place(mesh, {"queue": jax.ShapeDtypeStruct((4, 2), "float32")})["queue"].spec
-          PartitionSpec()
+          >>> spec.place(mesh, {"queue": jax.ShapeDtypeStruct((4, 2), "float32")})["queue"].is_fully_replicated
+          True
         """
 
         def one(path: Any, leaf: Any) -> NamedSharding:
