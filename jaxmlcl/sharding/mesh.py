@@ -79,8 +79,8 @@ class MeshSpec:
 
         Example:
           >>> spec = MeshSpec()
-          >>> mesh = spec.build(jax.devices()[:1])
-          >>> spec.place(mesh, {"queue": jax.ShapeDtypeStruct((4, 2), "float32")})["queue"].is_fully_replicated
+          >>> state = {"queue": jax.ShapeDtypeStruct((4, 2), "float32")}
+          >>> spec.place(spec.build(jax.devices()[:1]), state)["queue"].is_fully_replicated
           True
         """
 
