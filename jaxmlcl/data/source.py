@@ -228,11 +228,17 @@ class _Opener:
         return getattr(importlib.import_module(module), function)(*arguments)
 
 
-_SCHEMES = {"digits": _Opener("jaxmlcl.data.digits:open_digits", ("size", "seed"))}
+_SCHEMES = {
+    "digits": _Opener("jaxmlcl.data.digits:open_digits", ("size", "seed")),
+    "openml": _Opener("jaxmlcl.data.openml:open_openml", ("labels", "version", "missing")),
+}
 _ENDINGS = {
-    ".arff": _Opener("jaxmlcl.data.arff:open_arff", ("xml",)),
+    ".arff": _Opener("jaxmlcl.data.arff:open_arff", ("xml", "missing")),
+    ".csv": _Opener("jaxmlcl.data.table:open_csv", ("labels", "id", "missing")),
     ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
     ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
+    ".npy": _Opener("jaxmlcl.data.numpy_files:open_npy", ("labels", "meta", "indices")),
+    ".npz": _Opener("jaxmlcl.data.numpy_files:open_npz", ()),
 }
 
 
@@ -278,7 +284,10 @@ def open_source(
 
     `digits:train?size=4000&seed=0` are the embedded images (splits train, validation, test);
     a path that ends in `.arff` is a Mulan data set, whose labels are listed by the XML file beside
-    it or by `?xml=PATH`; `.h5` and `.hdf5` hold the arrays `feature` and `target`.
+    it or by `?xml=PATH`; `.h5` and `.hdf5` hold the arrays `feature` (or `Image`) and `target`;
+    `.npz` holds `features` and `labels`; `.csv` needs `?labels=a,b`; `.npy` are MPVAE's rows;
+    `openml:NAME?labels=a,b` is fetched.
+
     Of every source in memory `part=held-out` opens the share `fraction` (0.2) of the rows, taken by
     stratification with `split_seed` (0), and `part=rest` the other rows; ids stay those of the
     whole.

@@ -183,7 +183,10 @@ def test_messages_say_where() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("vectors.npy", "unknown kind of source; supported are .arff, .h5, .hdf5, .*digits:"),
+        (
+            "vectors.txt",
+            "unknown kind of source; supported are .arff, .csv, .h5, .*digits:, openml:",
+        ),
         ("", "unknown kind of source"),
         ("digit:train", r"unknown kind of source \(did you mean 'digits'\?\)"),
         ("digits:training?seeds=1", r"unknown option 'seeds' \(did you mean 'seed'\?\)"),
