@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,12 @@ def _fetch(name: str, options: Mapping[str, str], where: str) -> Any:
         wanted["version"] = integer_option(
             options, "version", default=1, low=1, high=10**6, where=where
         )
+    wanted |= {"target_column": None, "as_frame": False, "parser": "liac-arff", "n_retries": 1}
     try:
-        return datasets.fetch_openml(
-            **wanted, target_column=None, as_frame=False, parser="liac-arff"
-        )
+        with warnings.catch_warnings():
+            # What goes wrong for good is told below.
+            warnings.filterwarnings("ignore", message="A network error occurred")
+            return datasets.fetch_openml(**wanted)
     except (ValueError, TypeError) as error:
         # No such data set or version, columns of text, or a damaged copy.
         reason = " ".join(str(error).split())[:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 from urllib.error import URLError
 
@@ -79,3 +80,28 @@ def test_what_cannot_be_had_is_told_in_one_line(fetched, uri, error, message) ->
         open_source(uri)
     assert len(str(refusal.value).splitlines()) == 1
     assert str(refusal.value).startswith(uri.partition("?")[0])
+
+
+def test_without_a_network(monkeypatch, tmp_path) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise URLError("name resolution failed")
+
+    monkeypatch.setattr("sklearn.datasets._openml.urlopen", refuse)
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=r"openml:birds: .*reached \(name resolution failed\)"):
+            open_source("openml:birds?labels=sea")
+
+
+def test_with_the_answers_that_scikit_learn_tests_its_fetcher_with(monkeypatch, tmp_path) -> None:
+    fetcher = pytest.importorskip("sklearn.datasets.tests.test_openml")
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path))
+    # The first 13 rows of the data set "emotions".
+    fetcher._monkey_patch_webbased_functions(monkeypatch, 40589, True)
+    labels = "amazed.suprised,happy.pleased,relaxing.calm,quiet.still,sad.lonely,angry.aggresive"
+    source = open_source(f"openml:40589?labels={labels}")
+    assert (len(source), source.metadata.num_features, source.metadata.num_labels) == (13, 72, 6)
+    np.testing.assert_array_equal(
+        source.arrays()["labels"][:2], [[0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 1]]
+    )
