@@ -20,7 +20,7 @@ from typing import NoReturn
 from jaxmlcl import __version__
 from jaxmlcl.errors import Preempted, UserError
 
-COMMANDS = ("train", "evaluate", "report", "config")
+COMMANDS = ("train", "evaluate", "report", "config", "data")
 
 _HELP = """\
 usage: jaxmlcl COMMAND ...
@@ -32,6 +32,7 @@ commands:
   evaluate WORKDIR                   score a split with a run's networks; a table, JSON and scores
   report WORKDIR                     write a run's report, one HTML page
   config CONFIG [--FIELD VALUE ...]  print the resolved experiment and where each value is from
+  data inspect SOURCE ...            describe a data set's splits: labels, duplicates, problems
 
 options:
   -h, --help  this text; after a command, that command's; after CONFIG, every field of it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import arff
 import numpy as np
 
+from jaxmlcl.data._checks import MISSING, beside, fill_with_means, wants_means
 from jaxmlcl.data.source import ArraySource, find_file, read_text, shorten
 from jaxmlcl.errors import DataError
 
@@ -33,7 +35,8 @@ def open_arff(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
       path: the ARFF file; its rows are all dense or all sparse.
       options: `xml`, the list of labels. Left out, it is the XML file beside the ARFF file whose
         name is the same or begins it up to "-" or "_" (yeast.xml for yeast-train.arff), or else the
-        only one there.
+        only one there. `missing`, "mean" to put the mean of the known values of its column in the
+        place of a missing feature; left out, missing values are refused.
       places: where a relative `xml` is sought after the folder of the ARFF file.
 
     Returns:
@@ -69,8 +72,11 @@ def open_arff(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
     features = sorted(set(range(len(attributes))) - set(labels))
     if not features:
         raise DataError(f"{path}: every attribute is a label of {label_list}; no feature is left")
-    table, line_numbers = _table(path, lines, start, attributes)
+    fills = wants_means(options, str(path))
+    table, line_numbers = _table(path, lines, start, attributes, features if fills else ())
     inputs, feature_names = _encode(table, attributes, features)
+    if fills:
+        inputs = fill_with_means(inputs, feature_names, str(path))
     return ArraySource(
         inputs,
         table[:, labels],
@@ -203,16 +209,10 @@ def _unquote(text: str) -> str:
 def _find_xml(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> Path:
     if "xml" in options:
         return find_file(options["xml"], [path.parent, *places], hint=False)
-    try:
-        found = sorted(file for file in path.parent.iterdir() if file.suffix.lower() == ".xml")
-    except OSError as error:
-        raise DataError(f"{path.parent}: cannot be listed: {error.strerror or error}") from None
-    named = [file for file in found if re.match(re.escape(file.stem) + r"([-_]|$)", path.stem)]
-    if named:
-        return max(named, key=lambda file: len(file.stem))
-    if len(found) == 1:
-        return found[0]
-    problem = "several XML files" if found else "no XML file with the list of labels"
+    found, count = beside(path, ".xml")
+    if found is not None:
+        return found
+    problem = "several XML files" if count else "no XML file with the list of labels"
     raise DataError(f"{path}: {problem} beside it; name one with '?xml=PATH'")
 
 
@@ -244,9 +244,15 @@ def _label_columns(path: Path, attributes: Sequence[_Attribute], label_list: Pat
 
 
 def _table(
-    path: Path, lines: Sequence[str], start: int, attributes: Sequence[_Attribute]
+    path: Path,
+    lines: Sequence[str],
+    start: int,
+    attributes: Sequence[_Attribute],
+    may_miss: Sequence[int],
 ) -> tuple[np.ndarray, list[int]]:
     # All columns as numbers, categories by their position: [n, columns], and the line of each row.
+    # What is missing in the columns `may_miss` is NaN.
+    gaps = frozenset(may_miss)
     categories = {
         column: {value: float(code) for code, value in enumerate(attribute.values or ())}
         for column, attribute in enumerate(attributes)
@@ -260,9 +266,16 @@ def _table(
     table: list[np.ndarray] = []
     numbers: list[int] = []
     for number, columns, cells in _cells(path, lines, start, len(attributes)):
+        if gaps and None in cells:
+            cells = [
+                math.nan if cell is None and column in gaps else cell
+                for column, cell in zip(columns, cells, strict=True)
+            ]
         for column, codes in categories.items():
             if column in columns:
                 place = columns.index(column)
+                if isinstance(cells[place], float):  # missing
+                    continue
                 code = codes.get(cells[place])
                 if code is None:
                     raise _bad_cell(path, number, attributes[column], cells[place])
@@ -331,7 +344,7 @@ def _is_number(cell: Any) -> bool:
 def _bad_cell(path: Path, number: int, attribute: _Attribute, cell: Any) -> DataError:
     where = f"{path}, line {number}, attribute {shorten(attribute.name)}"
     if cell is None:
-        return DataError(f"{where}: missing value; fill it in or leave the row out")
+        return DataError(f"{where}: {MISSING}")
     if attribute.values is None:
         return DataError(f"{where}: {shorten(str(cell))} is not a number")
     values = shorten(",".join(attribute.values))[1:-1]
@@ -344,7 +357,7 @@ def _check_binary(
     # Nominal {0,1} was read as numbers; labels among them are checked with the others.
     binary = [j for j, attribute in enumerate(attributes) if attribute.values is not None]
     binary = [j for j in binary if not attributes[j].is_category]
-    wrong = ~np.isin(table[:, binary], (0, 1))
+    wrong = ~np.isin(table[:, binary], (0, 1)) & ~np.isnan(table[:, binary])
     if wrong.any():
         row, place = divmod(int(np.argmax(wrong)), wrong.shape[1])
         column = binary[place]
@@ -362,7 +375,8 @@ def _encode(
         part = table[:, column : column + 1]
         if attribute.is_category and attribute.values:
             names += [f"{attribute.name}={value}" for value in attribute.values]
-            part = (part == np.arange(len(attribute.values))).astype(table.dtype)
+            known = (part == np.arange(len(attribute.values))).astype(table.dtype)
+            part = np.where(np.isnan(part), part, known)
         else:
             names.append(attribute.name)
         parts.append(part)

@@ -1,4 +1,4 @@
-"""HDF5 files with the arrays `feature` and `target`, as the authors of MulSupCon store vectors."""
+"""HDF5 files with `feature` or `Image`, and `target`, as the authors of MulSupCon store data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from jaxmlcl.data._checks import as_float32, channels_last
 from jaxmlcl.data.source import ArraySource
 from jaxmlcl.errors import DataError
 
@@ -18,11 +19,13 @@ _DENSEST = 1100
 
 
 def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> ArraySource:
-    """Open an HDF5 file of vectors; see `open_source`.
+    """Open an HDF5 file of vectors or images; see `open_source`.
 
-    `feature` is [n, d], numbers; `target` is [n, L], 0 or 1. Label names are a dataset
-    `label_names` or an attribute of that name on `target` or on the file, UTF-8 strings of fixed
-    length; without one they are `label_0`, `label_1`, ... Features become float32.
+    `feature` is [n, d], numbers; in its place `Image` may be uint8 [n, height, width, channels] or
+    [n, channels, height, width] with 1 or 3 channels. `target` is [n, L], 0 or 1. Label names are a
+    dataset `label_names` or an attribute of that name on `target` or on the file, UTF-8 strings of
+    fixed length; without one they are `label_0`, `label_1`, ... Features become float32, images
+    stay uint8.
 
     Returns:
       The rows in the order of the file.
@@ -43,7 +46,10 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
     del options, places
     try:
         with h5py.File(path, "r") as file:
-            inputs = _read(file, "feature", path)
+            if "Image" in file and "feature" in file:
+                raise DataError(f"{path}: holds both feature and Image; keep one of them")
+            held = "Image" if "Image" in file else "feature"
+            inputs = _read(file, held, path, 4 if held == "Image" else 2)
             labels = _read(file, "target", path)
             label_names = _label_names(file, labels.shape[1], path)
     except DataError:
@@ -55,22 +61,24 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
             + str(error).strip("'\"")
         ) from None
     if len(inputs) != len(labels):
-        raise DataError(f"{path}: feature has {len(inputs)} rows, target has {len(labels)}")
-    # What does not fit becomes infinite or stays NaN, which the source refuses.
-    with np.errstate(over="ignore", invalid="ignore"):
-        inputs = inputs.astype(np.float32)
+        raise DataError(f"{path}: {held} has {len(inputs)} rows, target has {len(labels)}")
+    is_image = held == "Image"
+    inputs = channels_last(inputs, f"{path}, Image") if is_image else as_float32(inputs)
     return ArraySource(inputs, labels, name=path.stem, label_names=label_names, where=str(path))
 
 
-def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
+def _read(file: h5py.File, name: str, path: Path, axes: int = 2) -> np.ndarray:
     if name not in file:
         held = ", ".join(sorted(file)[:8]) or "nothing"
         raise DataError(f"{path}: no dataset {name!r}; the file holds {held}")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{path}: {name!r} is a group, an array is expected")
-    if dataset.shape is None or len(dataset.shape) != 2:
-        raise DataError(f"{path}: dataset {name!r} has shape {dataset.shape}, expected two axes")
+    if dataset.shape is None or len(dataset.shape) != axes:
+        wanted = "two" if axes == 2 else "four"
+        raise DataError(
+            f"{path}: dataset {name!r} has shape {dataset.shape}, expected {wanted} axes"
+        )
     if dataset.dtype.kind not in "biuf":
         raise DataError(f"{path}: dataset {name!r} has type {dataset.dtype}, expected numbers")
     _check_size(dataset, path)

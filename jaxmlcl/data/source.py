@@ -17,6 +17,15 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from jaxmlcl.data._checks import (
+    check_finite,
+    check_ids,
+    check_labels,
+    check_names,
+    check_numbers,
+    check_shapes,
+    shorten,
+)
 from jaxmlcl.errors import DataError
 
 Kind = Literal["vector", "image"]
@@ -68,8 +77,8 @@ class Source(Protocol):
     """A random-access sequence of records.
 
     `source[i]` is `{"inputs": np.ndarray, "labels": uint8 [L], "id": int}`. The identifier is the
-    record's row number, at most 2**31 - 1. Sources that fit in memory also have `arrays()`, which
-    returns `{"inputs": [n, ...], "labels": uint8 [n, L], "ids": int32 [n]}`.
+    record's row number in its file, at most 2**31 - 1. Sources that fit in memory also have
+    `arrays()`, which returns `{"inputs": [n, ...], "labels": uint8 [n, L], "ids": int32 [n]}`.
     """
 
     @property
@@ -90,6 +99,7 @@ class ArraySource:
       name: a short name for tables and reports.
       label_names: `L` different names; `label_0`, `label_1`, ... if left out.
       feature_names: `d` names of the columns of vectors, used in messages; may be left out.
+      ids: `[n]` different whole numbers from 0 to 2**31 - 1; the row numbers if left out.
       where: what messages call the source, such as its file; the name if left out.
       locate: turns a row number into words for messages, such as "line 12".
 
@@ -115,24 +125,28 @@ class ArraySource:
         name: str,
         label_names: Iterable[str] | None = None,
         feature_names: Iterable[str] | None = None,
+        ids: Any = None,
         where: str | None = None,
         locate: Callable[[int], str] | None = None,
     ) -> None:
         where = name if where is None else where
         locate = locate or (lambda row: f"row {row} (counted from 0)")
-        inputs = _numbers(inputs, f"{where}, inputs")
-        labels = _numbers(labels, f"{where}, labels")
-        _check_shapes(inputs, labels, where)
-        label_names = _names(label_names, labels.shape[1], "label", where)
+        inputs = check_numbers(inputs, f"{where}, inputs")
+        labels = check_numbers(labels, f"{where}, labels")
+        check_shapes(inputs, labels, where)
+        label_names = check_names(label_names, labels.shape[1], "label", where)
         if inputs.ndim == 2:
-            feature_names = _names(feature_names, inputs.shape[1], "feature", where)
+            feature_names = check_names(feature_names, inputs.shape[1], "feature", where)
         elif feature_names is not None:
             raise DataError(f"{where}: feature names belong to vectors, not to images")
-        _check_labels(labels, label_names, where, locate)
-        _check_finite(inputs, feature_names, where, locate)
+        check_labels(labels, label_names, where, locate)
+        check_finite(inputs, feature_names, where, locate)
 
         self._inputs = _frozen(inputs, inputs.dtype.newbyteorder("="))
         self._labels = _frozen(labels, np.dtype(np.uint8))
+        given = None if ids is None else check_ids(ids, len(inputs), where)
+        self._ids = np.arange(len(inputs), dtype=np.int32) if given is None else given
+        self._ids.flags.writeable = False
         self.feature_names: tuple[str, ...] | None = feature_names
         self._metadata = SourceMetadata(
             name=name,
@@ -140,7 +154,7 @@ class ArraySource:
             input_shape=inputs.shape[1:],
             input_dtype=str(self._inputs.dtype),
             kind="vector" if inputs.ndim == 2 else "image",
-            fingerprint=_fingerprint(self._inputs, self._labels, label_names),
+            fingerprint=_fingerprint(self._inputs, self._labels, label_names, given),
         )
 
     @property
@@ -153,7 +167,7 @@ class ArraySource:
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         row = checked_index(index, len(self))
-        return {"inputs": self._inputs[row], "labels": self._labels[row], "id": row}
+        return {"inputs": self._inputs[row], "labels": self._labels[row], "id": int(self._ids[row])}
 
     def __repr__(self) -> str:
         return (
@@ -164,8 +178,7 @@ class ArraySource:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All records at once, read-only: `inputs` [n, ...], `labels` uint8 [n, L], `ids` [n]."""
-        ids = np.arange(len(self), dtype=np.int32)
-        return {"inputs": self._inputs, "labels": self._labels, "ids": ids}
+        return {"inputs": self._inputs, "labels": self._labels, "ids": self._ids}
 
 
 def checked_index(index: SupportsIndex, size: int) -> int:
@@ -184,72 +197,6 @@ def checked_index(index: SupportsIndex, size: int) -> int:
     return row % size
 
 
-def _numbers(values: Any, where: str) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except ValueError:  # rows of different lengths
-        raise DataError(
-            f"{where}: rows of different lengths, one rectangular array is expected"
-        ) from None
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{where}: type {array.dtype} where numbers are expected")
-    return array
-
-
-def _check_shapes(inputs: np.ndarray, labels: np.ndarray, where: str) -> None:
-    if inputs.ndim not in (2, 4):
-        raise DataError(
-            f"{where}: inputs have shape {inputs.shape}; vectors are [n, d], "
-            "images are [n, height, width, channels]"
-        )
-    if labels.ndim != 2:
-        raise DataError(f"{where}: labels have shape {labels.shape}, expected [n, L]")
-    if len(inputs) != len(labels):
-        raise DataError(f"{where}: {len(inputs)} rows of inputs but {len(labels)} rows of labels")
-    if len(inputs) == 0:
-        raise DataError(f"{where}: no rows; at least one record is needed")
-    if labels.shape[1] == 0:
-        raise DataError(f"{where}: no labels; at least one label column is needed")
-    if 0 in inputs.shape:
-        raise DataError(f"{where}: inputs are empty, their shape is {inputs.shape}")
-
-
-def _names(names: Iterable[str] | None, count: int, what: str, where: str) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"{what}_{i}" for i in range(count))
-    names = tuple(str(name) for name in names)
-    if len(names) != count:
-        raise DataError(f"{where}: {len(names)} {what} names for {count} {what} columns")
-    if len(set(names)) != count:
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{where}: {what} name {shorten(repeated)} occurs more than once")
-    return names
-
-
-def _check_labels(
-    labels: np.ndarray, names: Sequence[str], where: str, locate: Callable[[int], str]
-) -> None:
-    wrong = ~((labels == 0) | (labels == 1))
-    if wrong.any():
-        row, column = divmod(int(np.argmax(wrong)), wrong.shape[1])
-        raise DataError(
-            f"{where}, {locate(row)}, label {shorten(names[column])}: "
-            f"{labels[row, column]} is not 0 or 1"
-        )
-
-
-def _check_finite(
-    inputs: np.ndarray, names: Sequence[str] | None, where: str, locate: Callable[[int], str]
-) -> None:
-    if inputs.dtype.kind != "f" or np.isfinite(inputs).all():
-        return
-    row, *place = map(int, np.unravel_index(np.argmin(np.isfinite(inputs)), inputs.shape))
-    column = f"feature {shorten(names[place[0]])}" if names else f"pixel {tuple(place)}"
-    value = inputs[(row, *place)]
-    problem = "is not a number" if np.isnan(value) else f"is outside the range of {inputs.dtype}"
-    raise DataError(f"{where}, {locate(row)}, {column}: {value} {problem}")
-
-
 def _frozen(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     # A writeable array may change under the fingerprint, so it is copied.
     result = np.array(array, dtype=dtype, order="C", copy=True if array.flags.writeable else None)
@@ -257,24 +204,16 @@ def _frozen(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return result
 
 
-def _fingerprint(inputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> str:
+def _fingerprint(
+    inputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str], ids: np.ndarray | None
+) -> str:
     digest = hashlib.sha256()
-    for array in (inputs, labels):
+    for array in (inputs, labels) if ids is None else (inputs, labels, ids):
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(json.dumps([little.dtype.str, little.shape]).encode())
         digest.update(little.reshape(-1).data)
     digest.update(json.dumps(list(label_names)).encode())
     return digest.hexdigest()
-
-
-def shorten(text: str, length: int = 60) -> str:
-    """`text` quoted for a message, control characters escaped, cut to about `length` characters.
-
-    Example:
-      >>> shorten("a" * 100, 5)
-      "'aaaaa...'"
-    """
-    return repr(text if len(text) <= length else text[:length] + "...")
 
 
 @dataclass(frozen=True)
@@ -289,16 +228,26 @@ class _Opener:
         return getattr(importlib.import_module(module), function)(*arguments)
 
 
-_SCHEMES = {"digits": _Opener("jaxmlcl.data.digits:open_digits", ("size", "seed"))}
+_SCHEMES = {
+    "digits": _Opener("jaxmlcl.data.digits:open_digits", ("size", "seed")),
+    "openml": _Opener("jaxmlcl.data.openml:open_openml", ("labels", "version", "missing")),
+}
 _ENDINGS = {
-    ".arff": _Opener("jaxmlcl.data.arff:open_arff", ("xml",)),
+    ".arff": _Opener("jaxmlcl.data.arff:open_arff", ("xml", "missing")),
+    ".csv": _Opener("jaxmlcl.data.table:open_csv", ("labels", "id", "missing")),
     ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
     ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
+    ".npy": _Opener("jaxmlcl.data.numpy_files:open_npy", ("labels", "meta", "indices")),
+    ".npz": _Opener("jaxmlcl.data.numpy_files:open_npz", ()),
 }
 
 
+# Understood by every source in memory, whatever else its URI may carry.
+_PART_OPTIONS = ("part", "fraction", "split_seed")
+
+
 def register_source(
-    key: str, opener: Callable[..., Source] | str, options: Iterable[str] = ()
+    key: str, opener: Callable[..., Source] | str, options: Sequence[str] = ()
 ) -> None:
     """Teach `open_source` a new scheme or file ending.
 
@@ -310,7 +259,8 @@ def register_source(
       options: the names the URI may carry behind its question mark.
 
     Raises:
-      ValueError: the key is neither a file ending nor a scheme.
+      ValueError: the key is neither a file ending nor a scheme, or an option is one of those that
+        `open_source` understands itself.
 
     Example:
       >>> def ones(body, options, places):
@@ -321,6 +271,8 @@ def register_source(
     """
     if not re.fullmatch(r"\.\w+|[A-Za-z]\w+", key):
         raise ValueError(f"key {key!r} is neither a file ending such as '.npz' nor a scheme")
+    if reserved := sorted(set(options) & set(_PART_OPTIONS)):
+        raise ValueError(f"option {reserved[0]!r} belongs to open_source, choose another name")
     registry = _ENDINGS if key.startswith(".") else _SCHEMES
     registry[key.lower()] = _Opener(opener, tuple(options))
 
@@ -332,7 +284,13 @@ def open_source(
 
     `digits:train?size=4000&seed=0` are the embedded images (splits train, validation, test);
     a path that ends in `.arff` is a Mulan data set, whose labels are listed by the XML file beside
-    it or by `?xml=PATH`; `.h5` and `.hdf5` hold the arrays `feature` and `target`.
+    it or by `?xml=PATH`; `.h5` and `.hdf5` hold the arrays `feature` (or `Image`) and `target`;
+    `.npz` holds `features` and `labels`; `.csv` needs `?labels=a,b`; `.npy` are MPVAE's rows;
+    `openml:NAME?labels=a,b` is fetched.
+
+    Of every source in memory `part=held-out` opens the share `fraction` (0.2) of the rows, taken by
+    stratification with `split_seed` (0), and `part=rest` the other rows; ids stay those of the
+    whole.
 
     Args:
       uri: what to open. Characters of an option's value may be written as `%XX`.
@@ -359,17 +317,21 @@ def open_source(
     places = _places(root)
     scheme, colon, body = location.partition(":")
     ending = os.path.splitext(location)[1].lower()
-    if colon and scheme.lower() in _SCHEMES:
-        opener = _SCHEMES[scheme.lower()]
-        return opener(body, _options(query, opener.options, text), places)
-    if ending in _ENDINGS:
-        opener = _ENDINGS[ending]
-        options = _options(query, opener.options, text)
-        return opener(find_file(location, places), options, places)
-    supported = ", ".join([*sorted(_ENDINGS), *(f"{name}:" for name in sorted(_SCHEMES))])
-    raise DataError(
-        f"{text}: unknown kind of source{_nearest(scheme, _SCHEMES)}; supported are {supported}"
-    )
+    is_scheme = bool(colon) and scheme.lower() in _SCHEMES
+    if not is_scheme and ending not in _ENDINGS:
+        supported = ", ".join([*sorted(_ENDINGS), *(f"{name}:" for name in sorted(_SCHEMES))])
+        raise DataError(
+            f"{text}: unknown kind of source{_nearest(scheme, _SCHEMES)}; supported are {supported}"
+        )
+    opener = _SCHEMES[scheme.lower()] if is_scheme else _ENDINGS[ending]
+    options = _options(query, (*opener.options, *_PART_OPTIONS), text)
+    part = {name: options.pop(name) for name in _PART_OPTIONS if name in options}
+    source = opener(body if is_scheme else find_file(location, places), options, places)
+    if not part:
+        return source
+    from jaxmlcl.data.stratify import take_part
+
+    return take_part(source, part, text)
 
 
 def find_file(path: str, places: Sequence[Path], hint: bool = True) -> Path:

@@ -51,7 +51,8 @@ def test_a_closed_pipe_is_silent(tiny: Path) -> None:
 def test_help_needs_nothing_heavy() -> None:
     program = (
         "import sys; from jaxmlcl.cli import main\n"
-        "for words in (['--help'], ['evaluate', '--help'], ['report', '--help'], ['train']):\n"
+        "helped = [[name, '--help'] for name in ('evaluate', 'report', 'data')]\n"
+        "for words in (['--help'], ['train'], *helped):\n"
         "    main(words)\n"
         "heavy = {'jax', 'flax', 'optax', 'grain', 'tyro', 'cattrs', 'matplotlib', 'sklearn'}\n"
         "print(sorted(heavy & set(sys.modules)))"
@@ -70,7 +71,7 @@ def test_help_tells_commands_exit_codes_and_environment(run: Run, words: list[st
     code, out, err = run(*words)
     assert (code, err) == (0, "")
     for command in COMMANDS:
-        assert re.search(rf"^  {command} [A-Z]+ .*\w", out, re.MULTILINE)
+        assert re.search(rf"^  {command} (inspect )?[A-Z]+ .*\w", out, re.MULTILINE)
     for phrase in ("JAXMLCL_DATA", "--debug", "--version", "75 stopped on a signal", "2 you can"):
         assert phrase in out
     assert max(map(len, out.splitlines())) <= 100

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmlcl.data import open_source
+from jaxmlcl.data import ArraySource, open_source
 from jaxmlcl.data.arff import read_label_names
 from jaxmlcl.errors import DataError
 
@@ -278,6 +278,45 @@ def test_a_damaged_declaration_of_many_values_is_refused_at_once(tmp_path) -> No
         assert "line 2: " in message
         assert len(message) < 300
         assert time.process_time() - start < 1
+
+
+def opened_with_means(path: Path) -> ArraySource:
+    return open_source(f"{path}?missing=mean")
+
+
+def test_missing_features_become_the_mean_of_what_is_known(tmp_path) -> None:
+    path = write(tmp_path, HEADER + "1,1,0,0\n?,0,1,1\n4,0,?,1\n,1,0,0\n")
+    source = opened_with_means(path)
+    expected = np.array([[1, 0], [2.5, 1], [4, 1 / 3], [2.5, 0]], np.float32)
+    np.testing.assert_array_equal(source.arrays()["inputs"], expected)
+    assert "line 8, attribute 'length': missing value" in refusal(path)
+
+
+def test_missing_features_of_sparse_rows_and_categories(tmp_path) -> None:
+    rows = HEADER.replace("lit {0,1}", "lit {red,blue}")
+    path = write(tmp_path, rows + "{0 2, 2 blue}\n{0 ?, 1 1}\n{2 ?}\n{0 4, 3 1}\n")
+    source = opened_with_means(path)
+    assert source.feature_names == ("length", "lit=red", "lit=blue")
+    third = np.float32(1 / 3)
+    np.testing.assert_array_equal(
+        source.arrays()["inputs"],
+        [[2, 0, 1], [2, 1, 0], [0, 2 * third, third], [4, 1, 0]],
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1,?,0,0\n", "tiny.arff, line 7, attribute 'sea': missing value"),
+        ("?,0,0,0\n?,0,1,0\n", "tiny.arff: feature 'length' has no value in any row"),
+        ("x,0,0,0\n", "tiny.arff, line 7, attribute 'length': 'x' is not a number"),
+    ],
+)
+def test_what_no_mean_can_mend_is_refused(tmp_path, rows, message) -> None:
+    with pytest.raises(DataError, match=message):
+        opened_with_means(write(tmp_path, HEADER + rows))
+    with pytest.raises(DataError, match="missing='zero'; write missing=mean"):
+        open_source(f"{write(tmp_path, HEADER + rows)}?missing=zero")
 
 
 SETS = [  # name, training rows, test rows, features, labels, labels per row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -75,11 +75,11 @@ def damage(content: bytes, seed: int, *, flips: int, every: int) -> Iterator[byt
         yield b"\n".join([*lines[:position], lines[other], *lines[position + 1 :]])
 
 
-def opens_or_is_refused(path: Path) -> bool:
+def opens_or_is_refused(path: Path, options: str = "") -> bool:
     """Whether the file opened; any other outcome than a one-line refusal fails the test."""
     refusal = None
     try:
-        source = open_source(path)
+        source = open_source(f"{path}{options}")
     except DataError as error:
         refusal = str(error)
     if refusal is not None:
@@ -95,12 +95,12 @@ def opens_or_is_refused(path: Path) -> bool:
     return True
 
 
-def run_all(path: Path, cases: Iterator[bytes], at_least: int) -> None:
+def run_all(path: Path, cases: Iterator[bytes], at_least: int, options: str = "") -> None:
     opened = []
     for case in cases:
         path.unlink(missing_ok=True)  # a new file: HDF5 keeps files it could not close
         path.write_bytes(case)
-        opened.append(opens_or_is_refused(path))
+        opened.append(opens_or_is_refused(path, options))
     assert len(opened) >= at_least
     assert 0 < sum(opened) < len(opened)
 
@@ -140,3 +140,34 @@ def test_damaged_hdf5(tmp_path: Path, version: str, compression: str | None) -> 
         file.create_dataset("target", data=rng.integers(0, 2, (20, 3)), compression=compression)
         file["target"].attrs["label_names"] = np.array([b"sea", b"sky", b"sun"])
     run_all(tmp_path / "tiny.h5", damage(whole.read_bytes(), 2, flips=250, every=53), at_least=500)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_npz(tmp_path: Path, save: Callable[..., None]) -> None:
+    whole = tmp_path / "whole.npz"
+    rng = np.random.default_rng(0)
+    names = np.array(["sea", "sky", "sun"])
+    save(whole, x=rng.normal(size=(20, 5)), y=rng.integers(0, 2, (20, 3)), label_names=names)
+    run_all(tmp_path / "tiny.npz", damage(whole.read_bytes(), 3, flips=300, every=7), at_least=600)
+
+
+def test_damaged_npy(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = np.hstack([rng.integers(0, 2, (9, 2)), rng.normal(size=(9, 2))])
+    np.save(tmp_path / "whole.npy", table)
+    content = (tmp_path / "whole.npy").read_bytes()
+    cases = damage(content, 4, flips=400, every=1)
+    run_all(tmp_path / "tiny.npy", cases, at_least=800, options="?labels=2")
+    np.save(tmp_path / "table.npy", table)
+    np.save(tmp_path / "whole.npy", np.arange(6))
+    indices = tmp_path / "index.npy"
+    for case in damage((tmp_path / "whole.npy").read_bytes(), 5, flips=200, every=1):
+        indices.unlink(missing_ok=True)
+        indices.write_bytes(case)
+        opens_or_is_refused(tmp_path / "table.npy", "?labels=2&indices=index.npy")
+
+
+def test_damaged_csv(tmp_path: Path) -> None:
+    text = b'depth,"is sea",width,is sky\n0.5,1,1e1,0\n-2,1,20,1\n7,0,0,0\n'
+    (tmp_path / "tiny.labels.json").write_text('["is sea", "is sky"]')
+    run_all(tmp_path / "tiny.csv", damage(text, 6, flips=400, every=1), at_least=800)

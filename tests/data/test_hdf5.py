@@ -1,4 +1,4 @@
-"""HDF5 files of vectors."""
+"""HDF5 files of vectors and images."""
 
 from __future__ import annotations
 
@@ -54,9 +54,23 @@ def test_values_that_float32_cannot_hold_are_refused(tmp_path) -> None:
         open_source(path)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_have_their_channels_last_or_second(tmp_path, channels) -> None:
+    images = np.arange(3 * 4 * 5 * channels, dtype=np.uint8).reshape(3, 4, 5, channels)
+    for stored in (images, images.transpose(0, 3, 1, 2)):
+        source = open_source(write(tmp_path / "tiny.h5", feature=None, Image=stored))
+        np.testing.assert_array_equal(source.arrays()["inputs"], images)
+        assert (source.metadata.kind, source.metadata.input_dtype) == ("image", "uint8")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"Image": np.zeros((3, 4, 4, 3), np.uint8)}, "holds both feature and Image"),
+        ({"feature": None, "Image": np.zeros((3, 4, 4, 3))}, "Image: images have type float64"),
+        ({"feature": None, "Image": np.zeros((3, 4, 4), np.uint8)}, "'Image' .*four axes"),
+        ({"feature": None, "Image": np.zeros((3, 4, 4, 4), np.uint8)}, "neither axis 1 nor 3"),
+        ({"feature": None, "Image": np.zeros((2, 4, 4, 3), np.uint8)}, "Image has 2 rows"),
         ({"feature": None}, "no dataset 'feature'; the file holds target"),
         ({"target": None}, "no dataset 'target'; the file holds feature"),
         ({"feature": FEATURES[0]}, r"'feature' has shape \(2,\), expected two axes"),

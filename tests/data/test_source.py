@@ -183,7 +183,10 @@ def test_messages_say_where() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("vectors.npy", "unknown kind of source; supported are .arff, .h5, .hdf5, .*digits:"),
+        (
+            "vectors.txt",
+            "unknown kind of source; supported are .arff, .csv, .h5, .*digits:, openml:",
+        ),
         ("", "unknown kind of source"),
         ("digit:train", r"unknown kind of source \(did you mean 'digits'\?\)"),
         ("digits:training?seeds=1", r"unknown option 'seeds' \(did you mean 'seed'\?\)"),
@@ -197,7 +200,7 @@ def test_messages_say_where() -> None:
         ("digits:train?seed=9223372036854775808", "seed='9223372036854775808' must be"),
         ("digits:tset", "unknown split 'tset'; it is train, validation or test"),
         ("digits", "unknown kind of source"),
-        ("set.h5?xml=a.xml", "unknown option 'xml'; this kind of source takes none"),
+        ("set.h5?xml=a.xml", "unknown option 'xml'; known are part, fraction, split_seed"),
         ("set.arff?xlm=a.xml", r"unknown option 'xlm' \(did you mean 'xml'\?\)"),
         ("bad\0name.arff", "no such file"),
         ("x" * 5000 + ".arff", "no such file"),
@@ -273,6 +276,35 @@ def test_registering(monkeypatch, tmp_path) -> None:
     for key in ("rows.", "c", ".a b", ""):
         with pytest.raises(ValueError, match="neither a file ending"):
             register_source(key, open_rows)
+
+
+def test_ids_are_the_row_numbers_or_those_given() -> None:
+    source = make(ids=[7, 2**31 - 1, 0])
+    np.testing.assert_array_equal(source.arrays()["ids"], [7, 2**31 - 1, 0])
+    assert source.arrays()["ids"].dtype == np.int32
+    assert [record["id"] for record in source] == [7, 2**31 - 1, 0]
+    assert source.metadata.fingerprint != make().metadata.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 1], r"ids have type int64 and shape \(2,\); expected 3 whole numbers"),
+        ([0.0, 1.0, 2.0], "ids have type float64"),
+        ([0, 1, -1], "ids must be from 0 to 2147483647, found -1...1"),
+        ([0, 1, 2**31], "ids must be from 0 to 2147483647"),
+        ([4, 1, 4], "id 4 occurs more than once"),
+        (["a", "b", "c"], "ids: type .* where numbers are expected"),
+    ],
+)
+def test_bad_ids_are_refused(ids, message) -> None:
+    with pytest.raises(DataError, match=message):
+        make(ids=ids)
+
+
+def test_options_of_parts_are_reserved() -> None:
+    with pytest.raises(ValueError, match="option 'part' belongs to open_source"):
+        register_source("birds", make, ["part"])
 
 
 def test_metadata_is_frozen_and_comparable() -> None:

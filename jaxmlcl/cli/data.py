@@ -1,0 +1,126 @@
+"""`jaxmlcl data inspect SOURCE ...`: what a data set is like, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxmlcl.cli import Parser
+
+_ABOUT = """\
+Describe the splits of a data set, training first: counts, labels, rows that occur twice within a
+split or across splits, and problems. Every row is read, nothing is changed.
+"""
+
+
+def run(words: list[str]) -> None:
+    """Inspect, and print tables or JSON."""
+    parser = Parser("jaxmlcl data inspect", _ABOUT)
+    if words[:1] == ["inspect"]:
+        words = words[1:]
+    elif not {"-h", "--help"} & set(words):
+        parser.error("data has one action, inspect: jaxmlcl data inspect SOURCE [SOURCE ...]")
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="a split, as URI or path; labels are compared with those of the first",
+    )
+    parser.add_argument(
+        "--data.root",
+        dest="root",
+        metavar="FOLDER",
+        help="folder that relative paths start from (default: JAXMLCL_DATA, then here)",
+    )
+    parser.add_argument(
+        "--labels",
+        type=int,
+        default=20,
+        metavar="COUNT",
+        help="labels in the table, the most frequent first; 0 for all (default: 20)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    options = parser.read(words)
+    if options.labels < 0:
+        parser.error(f"argument --labels: {options.labels} is negative")
+    # Imported here, so that help and mistakes are told at once.
+    from jaxmlcl.data import open_source
+    from jaxmlcl.data.inspect import inspect_sources
+
+    document = inspect_sources(
+        [(uri, open_source(uri, root=options.root)) for uri in options.sources]
+    )
+    if options.json:
+        print(json.dumps(document, indent=2, allow_nan=False))
+        return
+    for line in tables(document, options.labels):
+        print(line)
+
+
+def tables(document: dict[str, Any], most: int) -> Iterator[str]:
+    """The lines for a person, `most` labels at most (0: all)."""
+    sources = document["sources"]
+    keys = [f"[{number}]" for number in range(1, len(sources) + 1)]
+    for key, source in zip(keys, sources, strict=True):
+        yield f"{key} {source['source']}"
+    yield ""
+    columns = (
+        "rows",
+        "inputs",
+        "labels",
+        "labels/row",
+        "density",
+        "label sets",
+        "no label",
+        "twice",
+    )
+    rows = [["", *columns]]
+    for key, source in zip(keys, sources, strict=True):
+        rows.append(
+            [
+                key,
+                str(source["num_rows"]),
+                "x".join(map(str, source["input_shape"])),
+                str(source["num_labels"]),
+                f"{source['cardinality']:.2f}",
+                f"{source['density']:.4f}",
+                str(source["label_sets"]),
+                str(source["unlabelled_rows"]),
+                str(source["duplicate_rows"]),
+            ]
+        )
+    yield from _aligned(rows)
+    labels = sorted(document["labels"], key=lambda label: -label["positives"][0])
+    shown = labels[: most or None]
+    yield ""
+    rows = [["label", *(word for key in keys for word in (key, "share"))]]
+    for label in shown:
+        cells = [label["label"]]
+        for count, source in zip(label["positives"], sources, strict=True):
+            cells += [str(count), f"{count / source['num_rows']:.3f}"]
+        rows.append(cells)
+    yield from _aligned(rows)
+    if len(shown) < len(labels):
+        yield f"and {len(labels) - len(shown)} less frequent labels: --labels 0 shows all"
+    if document["co_occurrences"]:
+        yield ""
+        rows = [["labels that occur together", "rows of [1]", "Jaccard"]]
+        for pair in document["co_occurrences"]:
+            rows.append([" + ".join(pair["labels"]), str(pair["rows"]), f"{pair['jaccard']:.3f}"])
+        yield from _aligned(rows)
+    yield ""
+    yield "problems:" if document["problems"] else "no problem found"
+    titles = {source["source"]: key for key, source in zip(keys, sources, strict=True)}
+    for problem in document["problems"]:
+        # The longest first: one URI may begin another.
+        for title in sorted(titles, key=len, reverse=True):
+            problem = problem.replace(title, titles[title])
+        yield f"  {problem}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells])

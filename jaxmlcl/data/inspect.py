@@ -1,0 +1,234 @@
+"""What a data set is like: counts, label statistics, duplicates, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmlcl.data.source import Source
+from jaxmlcl.errors import DataError
+
+
+class _Content(NamedTuple):
+    # A digest of each record's inputs, the labels, and which features never change.
+    digests: list[bytes]
+    labels: np.ndarray
+    constant: list[str]
+
+
+def inspect_sources(sources: Sequence[tuple[str, Source]], pairs: int = 10) -> dict[str, Any]:
+    """Describe sources that are the splits of one data set, training first.
+
+    Args:
+      sources: what each is called, and the source; every record is read once.
+      pairs: how many pairs of labels to list under "co_occurrences".
+
+    Returns:
+      A document that JSON can hold. "sources": for each its counts; "cardinality", labels per row;
+      "density", cardinality / L; "label_sets", how many different ones; "duplicate_rows", rows
+      whose inputs occur in an earlier row, and "conflicting_rows", those among them with other
+      labels. "labels": for each its positives in every source. "overlaps": for each two sources the
+      rows of the later whose inputs occur in the earlier. "co_occurrences": the pairs of labels of
+      the first source with the largest Jaccard index, rows with both / rows with either.
+      "problems": sentences.
+
+    Raises:
+      DataError: no source, one twice, or sources with different labels or shapes of inputs.
+
+    Example:
+      >>> from jaxmlcl.data.source import ArraySource
+      >>> train = ArraySource([[1.0, 0], [2, 0], [1, 0]], [[1, 0], [1, 0], [1, 0]], name="train")
+      >>> test = ArraySource([[2.0, 0], [3, 4]], [[0, 1], [0, 0]], name="test")
+      >>> document = inspect_sources([("train", train), ("test", test)])
+      >>> document["overlaps"][0]["rows"]
+      1
+      >>> for problem in document["problems"]:
+      ...     print(problem)
+      train: 1 of 3 rows repeat the inputs of an earlier row
+      train: 1 of 2 features never change: feature_1
+      train: 1 of 2 labels have no positive: label_1
+      train: 1 of 2 labels are positive in every row: label_0
+      test: 1 of 2 rows have no label
+      test: 1 of 2 labels have no positive: label_0
+      test: 1 of 2 labels have positives here but none in train: label_1
+      test: 1 of 2 rows have inputs that occur in train
+    """
+    if not sources:
+        raise DataError("no source to inspect; name at least one")
+    titles = [title for title, _ in sources]
+    if len(set(titles)) < len(titles):
+        repeated = next(title for title in titles if titles.count(title) > 1)
+        raise DataError(f"{repeated}: is given twice; name every split once")
+    first = sources[0][1].metadata
+    for title, source in sources[1:]:
+        if source.metadata.label_names != first.label_names:
+            raise DataError(
+                f"{title} has other labels than {titles[0]} ({source.metadata.num_labels} and "
+                f"{first.num_labels}, or other names); inspect splits of one data set"
+            )
+        if source.metadata.input_shape != first.input_shape:
+            raise DataError(
+                f"{title} has inputs of shape {source.metadata.input_shape}, {titles[0]} of "
+                f"{first.input_shape}; inspect splits of one data set"
+            )
+    contents = [_read(source) for _, source in sources]
+    positives = np.stack([content.labels.sum(axis=0, dtype=int) for content in contents], axis=1)
+    overlaps = [
+        _overlap(titles, contents, earlier, later)
+        for later in range(len(sources))
+        for earlier in range(later)
+    ]
+    described = [
+        _describe(title, source, content)
+        for (title, source), content in zip(sources, contents, strict=True)
+    ]
+    return {
+        "sources": described,
+        "labels": [
+            {"label": name, "positives": row.tolist()}
+            for name, row in zip(first.label_names, positives, strict=True)
+        ],
+        "overlaps": overlaps,
+        "co_occurrences": _co_occurrences(contents[0].labels, first.label_names, pairs),
+        "problems": _problems(described, first.label_names, positives, overlaps),
+    }
+
+
+def _read(source: Source) -> _Content:
+    digests: list[bytes] = []
+    labels = np.empty((len(source), source.metadata.num_labels), np.uint8)
+    is_vector = source.metadata.kind == "vector"
+    low = high = None
+    for row in range(len(source)):
+        record = source[row]
+        # As float64, so that types do not matter; adding 0 turns -0 into 0.
+        inputs = np.asarray(record["inputs"], np.float64) + 0.0
+        digests.append(hashlib.blake2b(inputs.tobytes(), digest_size=16).digest())
+        labels[row] = record["labels"]
+        if is_vector:
+            low = inputs if low is None else np.minimum(low, inputs)
+            high = inputs if high is None else np.maximum(high, inputs)
+    constant: list[str] = []
+    if low is not None and high is not None:
+        names = getattr(source, "feature_names", None)
+        columns = np.flatnonzero(low == high).tolist()
+        constant = [names[column] if names else f"feature_{column}" for column in columns]
+    return _Content(digests, labels, constant)
+
+
+def _describe(title: str, source: Source, content: _Content) -> dict[str, Any]:
+    metadata, labels = source.metadata, content.labels
+    per_row = labels.sum(axis=1, dtype=int)
+    packed = [row.tobytes() for row in np.packbits(labels, axis=1)]
+    first: dict[bytes, bytes] = {}
+    duplicates = conflicts = 0
+    for digest, label_set in zip(content.digests, packed, strict=True):
+        seen = first.setdefault(digest, label_set)
+        duplicates += 1
+        conflicts += seen != label_set
+    return {
+        "source": title,
+        "name": metadata.name,
+        "fingerprint": metadata.fingerprint,
+        "kind": metadata.kind,
+        "num_rows": len(source),
+        "input_shape": list(metadata.input_shape),
+        "num_labels": metadata.num_labels,
+        "cardinality": float(per_row.mean()),
+        "density": float(per_row.mean() / metadata.num_labels),
+        "labels_per_row": {
+            str(count): rows for count, rows in sorted(Counter(per_row.tolist()).items())
+        },
+        "label_sets": len(set(packed)),
+        "unlabelled_rows": int((per_row == 0).sum()),
+        "constant_features": content.constant,
+        "duplicate_rows": duplicates - len(first),
+        "conflicting_rows": conflicts,
+    }
+
+
+def _overlap(
+    titles: Sequence[str], contents: Sequence[_Content], earlier: int, later: int
+) -> dict[str, Any]:
+    known = set(contents[earlier].digests)
+    rows = sum(digest in known for digest in contents[later].digests)
+    return {
+        "source": titles[later],
+        "occurs_in": titles[earlier],
+        "rows": rows,
+        "of": len(contents[later].digests),
+    }
+
+
+def _co_occurrences(labels: np.ndarray, names: Sequence[str], pairs: int) -> list[dict[str, Any]]:
+    both = np.zeros((len(names), len(names)))
+    for start in range(0, len(labels), 65536):
+        # Counts below 2**24 are exact in float32, whose product is fast.
+        block = labels[start : start + 65536].astype(np.float32)
+        both += block.T @ block
+    positives = np.diag(both)
+    a, b = np.triu_indices(len(names), 1)
+    together = both[a, b]
+    either = positives[a] + positives[b] - together
+    jaccard = together / np.maximum(either, 1)
+    order = np.lexsort((-together, -jaccard))[:pairs]
+    return [
+        {
+            "labels": [names[a[pair]], names[b[pair]]],
+            "rows": int(together[pair]),
+            "jaccard": float(jaccard[pair]),
+        }
+        for pair in order.tolist()
+        if together[pair] > 0
+    ]
+
+
+def _problems(
+    described: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    positives: np.ndarray,
+    overlaps: Sequence[dict[str, Any]],
+) -> list[str]:
+    found: list[str] = []
+    first = described[0]["source"]
+    for column, one in enumerate(described):
+        title, rows = one["source"], one["num_rows"]
+        if one["duplicate_rows"]:
+            also = f", {one['conflicting_rows']} of them with other labels"
+            found.append(
+                f"{title}: {one['duplicate_rows']} of {rows} rows repeat the inputs of an earlier "
+                "row" + (also if one["conflicting_rows"] else "")
+            )
+        if one["unlabelled_rows"]:
+            found.append(f"{title}: {one['unlabelled_rows']} of {rows} rows have no label")
+        if one["constant_features"]:
+            found.append(
+                f"{title}: {len(one['constant_features'])} of {one['input_shape'][0]} features "
+                f"never change: {_some(one['constant_features'])}"
+            )
+        counts = positives[:, column]
+        for wrong, words in (
+            (counts == 0, "have no positive"),
+            (counts == rows, "are positive in every row"),
+            ((counts > 0) & (positives[:, 0] == 0), f"have positives here but none in {first}"),
+        ):
+            if wrong.any():
+                listed = _some(
+                    [name for name, is_wrong in zip(names, wrong, strict=True) if is_wrong]
+                )
+                found.append(f"{title}: {wrong.sum()} of {len(names)} labels {words}: {listed}")
+        found += [
+            f"{title}: {overlap['rows']} of {overlap['of']} rows have inputs that occur in "
+            f"{overlap['occurs_in']}"
+            for overlap in overlaps
+            if overlap["source"] == title and overlap["rows"]
+        ]
+    return found
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

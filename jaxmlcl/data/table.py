@@ -1,0 +1,171 @@
+"""Tables with a header, as CSV: label columns by name, all others features."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlcl.data._checks import MISSING, beside, columns_of, fill_with_means, wants_means
+from jaxmlcl.data.source import ArraySource, read_text, shorten
+from jaxmlcl.errors import DataError
+
+
+def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> ArraySource:
+    """Open a CSV file whose first line names the columns; see `open_source`.
+
+    Args:
+      path: the file; fields are separated by commas and may stand in double quotes.
+      options: `labels`, the label columns as `a,b` or `prefix*`; left out, a JSON list of their
+        names beside the file, `birds.labels.json` for `birds.csv` and `birds-train.csv`. `id`, a
+        column of different whole numbers that become the ids. `missing`, "mean" to put the mean of
+        the known values of its column in the place of an empty feature.
+      places: not used.
+
+    Returns:
+      The rows in the order of the file; features are float32.
+
+    Raises:
+      DataError: the file is not as described; the message names line and column.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.csv"
+      >>> _ = path.write_text('''number,depth,"is sea","is sky"
+      ... 7,0.5,1,0
+      ... 9,2,1,1
+      ... ''')
+      >>> source = open_csv(path, {"labels": "is*", "id": "number"}, [])
+      >>> source.metadata.label_names, source.feature_names
+      (('is sea', 'is sky'), ('depth',))
+      >>> source[1]["inputs"], source[1]["labels"], source[1]["id"]
+      (array([2.], dtype=float32), array([1, 1], dtype=uint8), 9)
+    """
+    del places
+    where = str(path)
+    header, rows, lines = _rows(path)
+    labels = _label_columns(path, header, options)
+    identity = columns_of(options["id"], header, where) if "id" in options else []
+    if len(identity) > 1 or set(identity) & set(labels):
+        raise DataError(f"{path}: option id={shorten(options['id'])} must be one column, no label")
+    features = sorted(set(range(len(header))) - {*labels, *identity})
+    if not features:
+        raise DataError(f"{path}: every column is a label or the id; no feature is left")
+    fills = wants_means(options, where)
+    table = _numbers(path, header, rows, lines, frozenset(features) if fills else frozenset())
+    names = [header[column] for column in features]
+    with np.errstate(over="ignore"):  # too large becomes infinite, which the source refuses
+        inputs = table[:, features].astype(np.float32)
+    return ArraySource(
+        fill_with_means(inputs, names, where) if fills else inputs,
+        table[:, labels],
+        name=path.stem,
+        label_names=[header[column] for column in labels],
+        feature_names=names,
+        ids=_ids(path, header[identity[0]], table[:, identity[0]], lines) if identity else None,
+        where=where,
+        locate=lambda row: f"line {lines[row]}",
+    )
+
+
+def _rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    # Header, rows, and the line on which each row ends.
+    reader = csv.reader(read_text(path).split("\n"), strict=True)
+    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        for row in reader:
+            if not row:
+                continue
+            if not header:
+                header = [name.strip() for name in row]
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(row)} fields, the header has "
+                    f"{len(header)} columns"
+                )
+            rows.append(row)
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+    if not header:
+        raise DataError(f"{path}: is empty; the first line names the columns")
+    for column, name in enumerate(header):
+        if not name:
+            raise DataError(f"{path}, line 1: column {column + 1} has no name")
+        if name in header[:column]:
+            raise DataError(f"{path}, line 1: column {shorten(name)} occurs more than once")
+    if not rows:
+        raise DataError(f"{path}: no rows below the header")
+    return header, rows, lines
+
+
+def _label_columns(path: Path, header: Sequence[str], options: Mapping[str, str]) -> list[int]:
+    if "labels" in options:
+        return columns_of(options["labels"], header, str(path))
+    listed, count = beside(path, ".labels.json")
+    if listed is None:
+        problem = "several files" if count else "no file"
+        raise DataError(
+            f"{path}: which columns are labels? {problem} *.labels.json beside it; write "
+            "'?labels=a,b' or '?labels=prefix*'"
+        )
+    try:
+        names = json.loads(read_text(listed))
+    except ValueError as error:
+        raise DataError(f"{listed}: not JSON: {error}") from None
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise DataError(f'{listed}: expected a list of column names such as ["sea", "sky"]')
+    columns: list[int] = []
+    for name in names:
+        if name not in header:
+            raise DataError(f"{listed}: {shorten(name)} is not a column of {path}")
+        columns.append(list(header).index(name))
+    return sorted(set(columns))
+
+
+def _numbers(
+    path: Path,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    lines: Sequence[int],
+    may_miss: frozenset[int],
+) -> np.ndarray:
+    # float64 [n, columns]; an empty cell in the columns `may_miss` is NaN.
+    table = np.empty((len(rows), len(header)))
+    for row, (cells, line) in enumerate(zip(rows, lines, strict=True)):
+        try:
+            table[row] = [float(cell) for cell in cells]
+        except ValueError:
+            for column, cell in enumerate(cells):
+                table[row, column] = _number(cell, column in may_miss, path, line, header[column])
+    return table
+
+
+def _number(cell: str, may_miss: bool, path: Path, line: int, name: str) -> float:
+    where = f"{path}, line {line}, column {shorten(name)}"
+    if not cell.strip():
+        if may_miss:
+            return math.nan
+        raise DataError(f"{where}: {MISSING}")
+    try:
+        return float(cell)
+    except ValueError:
+        raise DataError(f"{where}: {shorten(cell)} is not a number") from None
+
+
+def _ids(path: Path, name: str, values: np.ndarray, lines: Sequence[int]) -> np.ndarray:
+    wrong = ~((values >= 0) & (values < 2**31) & (values == np.floor(values)))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"{path}, line {lines[row]}, column {shorten(name)}: {values[row]:g} is not an id, a "
+            "whole number from 0 to 2147483647"
+        )
+    return values.astype(np.int64)
