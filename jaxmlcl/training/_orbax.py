@@ -48,8 +48,10 @@ class _OrbaxNoise(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         asked = logging.getLogger("absl").isEnabledFor(logging.INFO)
-        place = record.getMessage() if record.name == "asyncio" else record.pathname
-        return asked or f"{os.sep}orbax{os.sep}" not in place
+        if record.name == "asyncio":
+            # Named by its code, or by the temporary folder in which the file could not be written.
+            return asked or "orbax" not in record.getMessage()
+        return asked or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 @contextmanager
