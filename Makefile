@@ -71,7 +71,10 @@ wheel: $(DEVELOP)
 
 # With the packages that are there: a machine with a GPU has its own JAX.
 gpu:
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m benchmarks.gpu; else $(PYTHON) -m benchmarks.gpu; fi
+	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; \
+	elif $(PYTHON) -c 'import jax, flax, optax, orbax.checkpoint' 2>/dev/null; then python=$(PYTHON); \
+	else $(MAKE) --no-print-directory $(INSTALLED) && python=$(BIN)/python; fi; \
+	$$python -m benchmarks.gpu
 
 yeast: $(INSTALLED)
 	$(BIN)/jaxmlcl train configs/mulsupcon/yeast_released.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,7 +44,7 @@ def run(words: list[str]) -> None:
     resolved = resolve("train", words, _TRAIN)
     if resolved is None:
         return
-    experiment = resolved.experiment
+    experiment = with_absolute_root(resolved.experiment)
     use_precision(experiment)
     # Imported here, so that a mistake in the configuration is told at once.
     from jaxmlcl.cli.console import make_console
@@ -81,6 +83,15 @@ def resolve(command: str, words: list[str], about: str) -> Resolved | None:
         print(config.help_text(experiment, f"jaxmlcl {command} {path}", about + _ABOUT), end="")
         return None
     return Resolved(config.override(experiment, flags), path, flags)
+
+
+def with_absolute_root(experiment: Experiment) -> Experiment:
+    """The folder of the data as it is now, so that the run can be repeated from anywhere."""
+    root = experiment.data.root or os.environ.get("JAXMLCL_DATA")
+    if not root:
+        return experiment
+    data = dataclasses.replace(experiment.data, root=os.path.abspath(root))
+    return dataclasses.replace(experiment, data=data)
 
 
 def use_precision(experiment: Experiment) -> None:

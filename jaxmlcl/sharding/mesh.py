@@ -57,7 +57,13 @@ class MeshSpec:
           >>> dict(MeshSpec().build(jax.devices()[:1]).shape)
           {'data': 1, 'fsdp': 1}
         """
-        devices = jax.devices() if devices is None else devices
+        try:
+            devices = jax.devices() if devices is None else devices
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"JAX finds no device ({error or 'none of the platforms that were asked for'}); "
+                "look at JAX_PLATFORMS and at how JAX is installed"
+            ) from None
         sizes = [self.data, self.fsdp]
         known = math.prod(size for size in sizes if size != -1)
         if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:

@@ -292,6 +292,18 @@ class CheckpointStore:
             node[name] = np.zeros(array["shape"], array["dtype"]) if empty else restored[path]
         return nested
 
+    def discard(self) -> list[Path]:
+        """Delete every checkpoint, because what it continued is made anew.
+
+        Returns:
+          What was deleted.
+        """
+        self.wait()
+        folders = self._folders()
+        for path in folders:
+            delete(path, ignore_errors=True)
+        return folders
+
     def clean(self) -> list[Path]:
         """Delete what killed saves and killed deletions left behind.
 

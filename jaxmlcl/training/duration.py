@@ -125,8 +125,10 @@ class Duration:
         return max(1, round(sum(known[name] for name in self.flops_of) / flops_per_step))
 
 
-def check_duration(field: str, value: Any) -> None:
+def check_duration(field: str, value: Any, *, in_flops: bool = False) -> None:
     """Refuse a plain number or text where a duration is wanted: its unit must be said.
+
+    Only the length of a stage may be "flops of STAGE" (`in_flops`).
 
     Example:
       >>> check_duration("stage: duration", 5)
@@ -135,6 +137,11 @@ def check_duration(field: str, value: Any) -> None:
       jaxmlcl.errors.ConfigError: stage: duration is 5, without a unit; write steps(5) or epochs(5)
     """
     if isinstance(value, Duration):
+        if value.flops_of and not in_flops:
+            raise ConfigError(
+                f'{field} is "{value}", but only the duration of a stage may be in FLOPs; write '
+                "for instance steps(500) or epochs(10)"
+            )
         return
     if isinstance(value, int | float):
         raise ConfigError(

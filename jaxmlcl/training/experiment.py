@@ -91,8 +91,6 @@ class Experiment:
             raise ConfigError("experiment: it has no stages; give at least one")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed: it must be at least 0 and below 2^32, not {self.seed}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: {self.seed} is negative; use a whole number from 0 on")
         earlier: list[str] = []
         for name, stage in self.stages.items():
             if not name.replace("_", "").replace("-", "").isalnum():

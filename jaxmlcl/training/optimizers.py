@@ -182,6 +182,12 @@ class Optimizer:
         _check("optimizer: weight_decay", self.weight_decay, lambda x: x >= 0, "at least 0")
         _check("optimizer: clip_norm", self.clip_norm, lambda x: x > 0, "positive")
         check_patterns("optimizer: rates", tuple(pattern for pattern, _ in self.rates))
+        for pattern, factor in self.rates:
+            if isinstance(factor, int | float) and not (math.isfinite(factor) and factor >= 0):
+                raise ConfigError(
+                    f'optimizer: rates: the factor of "{pattern}" must be finite and at least 0, '
+                    f"not {factor}"
+                )
 
     def build(
         self, params: PyTree, count: StepCounter, frozen: tuple[str, ...] = ()

@@ -64,9 +64,14 @@ class StageProgram:
           ConfigError: naming both stages.
         """
         begin = (source.abstract.params, source.abstract.objective)
-        started = jax.eval_shape(self.program.init, begin)
-        shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (started, self.abstract)]
-        if shapes[0] != shapes[1]:
+        try:
+            started = jax.eval_shape(self.program.init, begin)
+            shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (started, self.abstract)]
+            fits = shapes[0] == shapes[1]
+        except (KeyError, TypeError, ValueError):
+            # Trees of another depth do not even reach the comparison.
+            fits = False
+        if not fits:
             raise ConfigError(
                 f"stages.{self.name}: its encoder is not that of {source.name}, from which it "
                 "starts; give both stages the same encoder"

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from jaxmlcl.data.source import SourceMetadata
-from jaxmlcl.errors import ConfigError, UserError
+from jaxmlcl.errors import CheckpointError, ConfigError, UserError
+from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.checkpoint import CheckpointStore
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.program import (
@@ -20,8 +21,8 @@ from jaxmlcl.training.program import (
     scoring_batches,
     source_labels,
 )
-from jaxmlcl.training.splits import Preparation, check_same_labels, open_split
-from jaxmlcl.training.trainer import load_stage, stage_folder
+from jaxmlcl.training.splits import Preparation, open_split
+from jaxmlcl.training.trainer import check_fingerprint, load_stage, stage_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +82,9 @@ def score_stages(
             )
     if not chosen:
         raise UserError(f"{experiment.name}: no stage gives label scores; add a probe or BCE stage")
-    mesh = experiment.mesh.build(devices)
-    train = open_split(experiment.data, "train")
-    source = train if split == "train" else open_split(experiment.data, split)
-    check_same_labels(train, source, ("train", split))
+    # On whatever devices there are now: a mesh of fixed sizes may have been another machine's.
+    mesh = MeshSpec(rules=experiment.mesh.rules).build(devices)
+    source = open_split(experiment.data, split)
     preparation = Preparation.load(workdir / "preparation.npz")
     constants = device_constants(preparation, None, mesh, experiment.precision)
     labels, ids = source_labels(source)
@@ -92,9 +92,16 @@ def score_stages(
     flops = dict.fromkeys(experiment.stages, 1.0)
     results = {}
     for name in chosen:
-        program = build_stage(experiment, name, mesh, train, flops)
+        program = build_stage(experiment, name, mesh, source, flops)
         store = CheckpointStore(stage_folder(workdir, name))
         state, checkpoint = load_stage(store, program, report)
+        if split != "test":
+            check_fingerprint(checkpoint, split, source)
+        if checkpoint.host["data"]["label_names"] != list(source.metadata.label_names):
+            raise CheckpointError(
+                f"data.{split}: its labels are not those that {name} was trained on, or not in "
+                "their order; use a split of the same data set"
+            )
         score = program.scorer(constants)
         parts = [
             jax.device_get(score(state.params, state.objective, inputs))[:valid]

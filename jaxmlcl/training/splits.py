@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ class Preparation:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return cls(stored["shift"], stored["scale"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             raise UserError(
                 f"{path}: missing or not readable; run the training command again to rewrite it"
             ) from None

@@ -42,7 +42,7 @@ class Stage:
     """Validations without improvement of `select` after which the stage ends (count)."""
 
     def __post_init__(self) -> None:
-        check_duration("stage: duration", self.duration)
+        check_duration("stage: duration", self.duration, in_flops=True)
         check_duration("stage: validate_every", self.validate_every)
         check_patterns("stage: frozen", self.frozen)
         if self.batch_size < 1 or self.accumulate < 1:

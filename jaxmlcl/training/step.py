@@ -169,8 +169,14 @@ def count_flops(stage: Stage, spec: BatchSpec, params: PyTree, state: PyTree) ->
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Lowered for the host on every machine: other backends do not count before they compile.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        costs: Any = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        # JAX_PLATFORMS leaves the host out; the compiler's own count is the next best.
+        costs: Any = jax.jit(work).lower(params, state, shapes, key).compile().cost_analysis()
+    else:
+        with jax.default_device(host):
+            costs = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
     return parts * float(costs["flops"])
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
 from jaxmlcl.data.source import Source
-from jaxmlcl.errors import CheckpointError, NonFiniteError, Preempted, UserError
+from jaxmlcl.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, UserError
 from jaxmlcl.evaluation import multilabel_metrics
 from jaxmlcl.sharding import batch_sharding
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
@@ -99,7 +99,6 @@ def train(
         if validation is not None:
             check_same_labels(source, validation, ("train", "validation"))
         preparation = fit_preparation(experiment.data, source)
-        preparation.save(workdir / "preparation.npz")
         constants = device_constants(preparation, source, mesh, experiment.precision)
         stores = {
             name: CheckpointStore(
@@ -108,7 +107,10 @@ def train(
             for name in experiment.stages
         }
         for store in stores.values():
-            store.clean()
+            for removed in store.clean():
+                console.line(
+                    f"{removed}: removed, an interrupted save or a checkpoint without its manifest"
+                )
         run = _Run(experiment, workdir, mesh, source, validation, constants, stores, console, stop)
         metadata, platform = source.metadata, mesh.devices.flat[0].platform
         console.line(
@@ -120,6 +122,9 @@ def train(
             run.plan()
             # Restore: find where the run stands, and forget what was logged after that.
             position = run.find_position()
+            # Nothing is refused from here on: what the folder says is now about this run.
+            write_file(workdir / "experiment.json", resolved)
+            preparation.save(workdir / "preparation.npz")
             run.log.cut(position.host["metrics_offset"] if position else 0)
             # Train: every stage in order; finished ones only say what they cost.
             for name in experiment.stages:
@@ -169,30 +174,33 @@ class _Run:
                 program.check_start(self.programs[stage.starts_from])
             flops[name] = program.flops_per_step * program.total
             self.programs[name] = program
+        first = next(iter(self.programs.values()))
+        if self.experiment.profile and parse_profile(self.experiment.profile)[0] >= first.total:
+            raise ConfigError(
+                f'profile: "{self.experiment.profile}" begins after the last of the {first.total} '
+                f"steps of {first.name}"
+            )
 
     def find_position(self) -> Checkpoint | None:
         """The newest intact checkpoint of every stage up to the first unfinished one."""
-        latest = None
+        latest, complete = None, True
         for name, store in self.stores.items():
+            if not complete:
+                if store.discard():
+                    self.console.line(f"{name}: trained anew, since an earlier stage is")
+                continue
             checkpoint = store.latest_valid(report=self.console.line)
             self.restored[name] = checkpoint
-            if checkpoint is None:
-                break
-            self._check_data(checkpoint)
-            latest = checkpoint
-            if not checkpoint.finished:
-                break
+            complete = checkpoint is not None and checkpoint.finished
+            if checkpoint is not None:
+                self._check_data(checkpoint)
+                latest = checkpoint
         return latest
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
-        saved = checkpoint.host["data"]
-        now = self.source.metadata.fingerprint
-        if saved["fingerprint"] != now:
-            raise CheckpointError(
-                f"{checkpoint.path}: it was trained on other data (fingerprint "
-                f"{saved['fingerprint'][:12]}, now {now[:12]}); bring back the data, or start in a "
-                "new workdir"
-            )
+        check_fingerprint(checkpoint, "train", self.source)
+        if self.validation is not None:
+            check_fingerprint(checkpoint, "validation", self.validation)
         before = checkpoint.host["machine"]
         machine = _machine(self.mesh)
         if before != machine:
@@ -231,10 +239,10 @@ class _Run:
         steps = Indices(order) if resident else Records(self.source, order)
         compiled, seconds = program.compile(steps[progress.step], self.constants)
         progress.compile_seconds += seconds
-        sizes = ", ".join(f"{k} {v / 1e6:.2f} MB" for k, v in program.bytes_of_state().items())
+        sizes = ", ".join(f"{k} {_bytes(v)}" for k, v in program.bytes_of_state().items())
         self.console.line(
             f"{name}: {stage.objective.describe()}, {program.total} steps of {stage.batch_size}, "
-            f"compiled in {seconds:.1f} s, {program.flops_per_step / 1e9:.3f} GFLOP a step; {sizes}"
+            f"compiled in {seconds:.1f} s, {program.flops_per_step / 1e9:.3g} GFLOP a step; {sizes}"
         )
         scorer = self._validator(program) if stage.objective.gives_scores else None
 
@@ -244,7 +252,7 @@ class _Run:
             "save": program.count(self.experiment.checkpoint.every),
         }
         first = progress.step
-        profile = self._profile(name)
+        profile = self._profile(name, first)
         rows = batch_sharding(self.mesh)
         pending: list[tuple[int, dict[str, jax.Array]]] = []
         started = last_log = time.perf_counter()
@@ -330,15 +338,17 @@ class _Run:
     def _drain(
         self, name: str, order: GlobalOrder, pending: list[tuple[int, dict[str, jax.Array]]]
     ) -> dict[str, float]:
-        """The last step's measurements; every waiting step's loss is checked."""
-        losses = jax.device_get([measurements["loss"] for _, measurements in pending])
-        for (step, measurements), loss in zip(pending, losses, strict=True):
-            if not math.isfinite(loss):
+        """The last step's measurements; every waiting step's loss and parameters are checked."""
+        checked = ("loss", "parameter_norm")
+        found = jax.device_get([[terms[name] for name in checked] for _, terms in pending])
+        for (step, measurements), values in zip(pending, found, strict=True):
+            if not np.isfinite(values).all():
+                what = "loss is" if not math.isfinite(values[0]) else "parameters are"
                 terms = _on_host(measurements)
                 ids = [int(self.source[int(index)]["id"]) for index in order[step - 1]]
                 shown = ", ".join(f"{term} {value:.4g}" for term, value in terms.items())
                 raise NonFiniteError(
-                    f"{name}: the loss is not finite at step {step}: {shown}; sample ids of the "
+                    f"{name}: the {what} not finite at step {step}: {shown}; sample ids of the "
                     f"batch: {ids}; the last good checkpoint is kept; look at these samples, or "
                     "lower the learning rate in a new workdir"
                 )
@@ -392,7 +402,9 @@ class _Run:
             "progress": dataclasses.asdict(progress),
             "metrics_offset": self.log.offset,
             "data": {
-                "fingerprint": self.source.metadata.fingerprint,
+                "train": self.source.metadata.fingerprint,
+                "validation": self.validation.metadata.fingerprint if self.validation else None,
+                "label_names": list(self.source.metadata.label_names),
                 "next_step": progress.step,
                 "seed": self.experiment.seed,
             },
@@ -425,10 +437,12 @@ class _Run:
         }
         write_file(self.workdir / "stages.json", json.dumps(self.summary, indent=2) + "\n")
 
-    def _profile(self, name: str) -> _Profile:
+    def _profile(self, name: str, first: int) -> _Profile:
         wanted = self.experiment.profile
         if wanted is None or name != next(iter(self.experiment.stages)):
             return _Profile(None, self.workdir)
+        if first > parse_profile(wanted)[0]:
+            self.console.line(f"profile: no trace, step {parse_profile(wanted)[0]} is already done")
         return _Profile(parse_profile(wanted), self.workdir)
 
     def close(self) -> None:
@@ -501,6 +515,27 @@ def validation_measures(scores: np.ndarray, labels: np.ndarray) -> dict[str, flo
     return {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
 
 
+def check_fingerprint(checkpoint: Checkpoint, split: str, source: Source) -> None:
+    """Refuse data that are not those a checkpoint was trained, or chosen, with.
+
+    Raises:
+      CheckpointError: with both fingerprints.
+    """
+    saved, now = checkpoint.host["data"].get(split), source.metadata.fingerprint
+    if saved != now:
+        raise CheckpointError(
+            f"{checkpoint.path}: it was trained on other data (fingerprint of {split} "
+            f"{str(saved)[:12]}, now {now[:12]}); bring back the data, or start in a new workdir"
+        )
+
+
+def _bytes(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} B"
+
+
 def _stopped(received: list[int]) -> str:
     return f"stopped by signal {signal.Signals(received[0]).name}"
 
@@ -529,10 +564,14 @@ def _stop_signals() -> Iterator[list[int]]:
 
     def remember(number: int, frame: FrameType | None) -> None:
         del frame
+        if number == signal.SIGINT and number in received:
+            # Asked twice from the keyboard: at once, without saving.
+            raise KeyboardInterrupt
         received.append(number)
 
     try:
-        before = {number: signal.signal(number, remember) for number in (signal.SIGTERM,)}
+        wanted = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, remember) for number in wanted}
     except ValueError:
         # Not the main thread: the embedding program decides about signals.
         before = {}

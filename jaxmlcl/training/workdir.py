@@ -42,9 +42,14 @@ def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
                 "another with --workdir"
             ) from None
         saved = path / "experiment.json"
-        if saved.exists() and _begun(path):
+        if _begun(path):
+            if not saved.exists():
+                raise ConfigError(
+                    f"{path}: there is a run in this workdir, but its experiment.json is gone, so "
+                    "it cannot be told whether it is the same experiment; restore the file, or "
+                    "choose another with --workdir"
+                )
             _compare(saved, resolved)
-        write_file(saved, resolved)
         yield path
 
 

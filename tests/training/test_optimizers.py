@@ -202,6 +202,14 @@ def test_what_is_frozen_neither_moves_nor_decays_nor_counts_for_clipping(name: A
             np.testing.assert_array_equal(seen[-1][path], value)
 
 
+@pytest.mark.parametrize("factor", [-0.5, float("nan"), float("inf")])
+def test_factors_of_rates_are_finite_and_not_negative(factor: float) -> None:
+    said = f'rates: the factor of "^b" must be finite and at least 0, not {factor}'
+    with pytest.raises(ConfigError) as caught:
+        Optimizer(rates=(("^a", 0.0), ("^b", factor)))
+    assert str(caught.value) == f"optimizer: {said}"
+
+
 def test_frozen_and_rates_together() -> None:
     # The paths of rates are those of all parameters, also where some are frozen.
     optimizer = Optimizer("sgd", 0.1, momentum=0.0, rates=(("^head/.*kernel", 0.5),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxmlcl.data.source import ArraySource, register_source
 from jaxmlcl.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, UserError
 from jaxmlcl.methods import Classification
 from jaxmlcl.models import MLP
+from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training import trainer as trainer_module
 from jaxmlcl.training.console import Silent
 from jaxmlcl.training.duration import flops_of, steps
@@ -54,7 +56,7 @@ def untimed(workdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(workdir)]
 
 
-def arrays(experiment: Experiment, workdir: Path) -> dict[str, np.ndarray]:
+def arrays_of(experiment: Experiment, workdir: Path) -> dict[str, np.ndarray]:
     scored = score_stages(experiment, workdir, "test", devices=jax.devices()[:1])
     return {name: stage.scores for name, stage in scored.stages.items()}
 
@@ -103,7 +105,7 @@ def test_a_run_writes_what_it_promises(finished: Finished) -> None:
     assert list(summary) == ["pretrain", "probe", "bce"]
     assert summary["pretrain"]["bytes"]["queue"] == 48 * (16 * 4 + 4 + 4) + 4
     assert any("compiled in" in line and "queue" in line for line in finished.lines)
-    scores = arrays(finished.experiment, workdir)
+    scores = arrays_of(finished.experiment, workdir)
     assert set(scores) == {"probe", "bce"}
     assert scores["probe"].shape == (64, 4)
 
@@ -164,7 +166,8 @@ def test_sigterm_saves_and_the_run_continues_to_the_same_bits(
     parts = run(experiment, console)
     assert f"{stage}: continuing after step {step + 1}" in console.lines
     assert untimed(parts) == untimed(finished.workdir)
-    ours, theirs = arrays(experiment, parts), arrays(finished.experiment, finished.workdir)
+    ours = arrays_of(experiment, parts)
+    theirs = arrays_of(finished.experiment, finished.workdir)
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
@@ -237,6 +240,77 @@ def test_other_data_are_refused(experiment: Experiment, monkeypatch: pytest.Monk
         register_source("synthetic", lambda body, options, places: vectors(*conftest._SPLITS[body]))
 
 
+def test_a_refused_run_leaves_the_finished_one_as_it_was(
+    finished: Finished, tmp_path: Path
+) -> None:
+    workdir = Path(shutil.copytree(finished.workdir, tmp_path / "copy"))
+    files = [workdir / name for name in ("experiment.json", "preparation.npz", "metrics.jsonl")]
+    before = [file.read_bytes() for file in files]
+    again = dataclasses.replace(finished.experiment, workdir=str(workdir))
+    register_source("synthetic", lambda body, options, places: vectors(96, 7))
+    try:
+        with pytest.raises(CheckpointError, match="trained on other data"):
+            run(again)
+        with pytest.raises(CheckpointError, match="trained on other data"):
+            score_stages(again, workdir, "validation", devices=jax.devices()[:1])
+    finally:
+        from tests.training import conftest
+
+        register_source("synthetic", lambda body, options, places: vectors(*conftest._SPLITS[body]))
+    mesh = dataclasses.replace(again, mesh=MeshSpec(fsdp=3))
+    with pytest.raises(ConfigError, match="does not cover"):
+        run(mesh)
+    assert [file.read_bytes() for file in files] == before
+    (workdir / "experiment.json").unlink()
+    with pytest.raises(ConfigError, match=r"its experiment\.json is gone"):
+        run(dataclasses.replace(again, seed=5))
+
+
+def test_labels_in_another_order_are_not_evaluated(finished: Finished) -> None:
+    source = vectors(64, 2)
+    arrays, names = source.arrays(), source.metadata.label_names
+    register_source(
+        "reversed",
+        lambda body, options, places: ArraySource(
+            arrays["inputs"], arrays["labels"][:, ::-1], label_names=names[::-1], name="reversed"
+        ),
+    )
+    data = dataclasses.replace(finished.experiment.data, test="reversed:test")
+    other = dataclasses.replace(finished.experiment, data=data)
+    with pytest.raises(CheckpointError, match=r"data\.test: its labels are not those"):
+        score_stages(other, finished.workdir, "test", devices=jax.devices()[:1])
+
+
+def test_a_stage_whose_start_is_trained_again_is_trained_again(
+    finished: Finished, tmp_path: Path
+) -> None:
+    workdir = Path(shutil.copytree(finished.workdir, tmp_path / "copy"))
+    again = dataclasses.replace(finished.experiment, workdir=str(workdir))
+    newest = sorted((workdir / "checkpoints" / "pretrain").iterdir())[-1]
+    (newest / "manifest.json").unlink()
+    console = Stop("pretrain", 59, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted):
+        run(again, console)
+    lines = Lines()
+    assert untimed(run(again, lines)) == untimed(finished.workdir)
+    ours = arrays_of(again, workdir)
+    for name, scores in arrays_of(finished.experiment, finished.workdir).items():
+        np.testing.assert_array_equal(ours[name], scores)
+
+
+def test_control_c_saves_once_and_leaves_at_the_second(experiment: Experiment) -> None:
+    once = Stop("pretrain", 12, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Preempted, match="SIGINT after saving step 13"):
+        run(experiment, once)
+
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, Stop("pretrain", 20, twice))
+
+
 def test_nan_names_the_step_the_terms_and_the_samples(experiment: Experiment) -> None:
     stages = {
         "bce": dataclasses.replace(
@@ -246,7 +320,9 @@ def test_nan_names_the_step_the_terms_and_the_samples(experiment: Experiment) ->
         )
     }
     bad = dataclasses.replace(experiment, stages=stages)
-    with pytest.raises(NonFiniteError, match=r"bce: the loss is not finite at step \d+: loss nan"):
+    with pytest.raises(
+        NonFiniteError, match=r"bce: the parameters are not finite at step 1: loss .*; sample ids"
+    ):
         run(bad)
     workdir = Path(str(bad.workdir))
     assert all(row["loss"] is not None for row in rows(workdir) if row["kind"] == "train")
