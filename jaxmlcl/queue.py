@@ -22,6 +22,9 @@ FILLS = ("authors", "after_full", "partial")
 # stay, and the 32-bit counter never overflows.
 _COUNT_LIMIT = 2**30
 
+# The largest Q: with a larger one no multiple of it could be taken off in time.
+CAPACITY_LIMIT = _COUNT_LIMIT // 2
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ def init(
     """An empty queue: random unit vectors, no labels, ids -1, count 0.
 
     Args:
-        capacity: Q, number of slots, >= 1.
+        capacity: Q, number of slots, 1 to 2^29.
         dim: D, width of the keys, >= 1.
         num_labels: L, >= 1.
         dtype: floating dtype the keys are stored in; keys of another one are rounded to it.
@@ -67,7 +70,8 @@ def init(
         The queue.
 
     Raises:
-        ValueError: a size below 1, or a dtype that cannot hold keys or labels.
+        ValueError: a size below 1, a capacity above 2^29, or a dtype that cannot hold keys or
+            labels.
 
     Example:
         >>> queue = init(capacity=4, dim=2, num_labels=3)
@@ -79,6 +83,8 @@ def init(
     for argument, size in (("capacity", capacity), ("dim", dim), ("num_labels", num_labels)):
         if size < 1:
             raise ValueError(f"{argument} is {size}; expected at least 1")
+    if capacity > CAPACITY_LIMIT:
+        raise ValueError(f"capacity is {capacity}; expected at most {CAPACITY_LIMIT}")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {jnp.dtype(dtype)}; expected floating point")
     if not (jnp.issubdtype(label_dtype, jnp.floating) or _is_integer(label_dtype)):
@@ -100,8 +106,8 @@ def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) ->
     """Add keys, in order, over the oldest ones.
 
     Labels go into a floating queue as they are. An integer queue takes 0/1 labels of any dtype.
-    Floating labels under jit cannot be checked beforehand: a row that is not 0/1 is then stored
-    with a NaN key, so that the next loss is NaN and not quietly that of rounded labels.
+    Labels under jit cannot be checked beforehand: a row that is not 0/1 is then stored with a NaN
+    key, so that the next loss is NaN and not quietly that of other labels.
 
     Args:
         queue: the queue; donate it under jit to update it in place.
@@ -113,8 +119,8 @@ def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) ->
         The queue with the keys in slots count, ..., count + B - 1 (mod Q).
 
     Raises:
-        ValueError: B > Q, shapes that do not fit the queue or each other, label distributions for
-            an integer queue, ids that are no integers.
+        ValueError: B > Q, shapes that do not fit the queue or each other, labels other than 0 and
+            1 for an integer queue, ids that are no integers.
 
     Example:
         >>> queue = init(capacity=4, dim=2, num_labels=3)
@@ -255,18 +261,22 @@ def _is_integer(dtype: Any) -> bool:
 
 def _storable(labels: ArrayLike, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
     """Labels in the queue's dtype, and which rows [B] survive that unless all are known to."""
-    array = jnp.asarray(labels)
-    if not _is_integer(dtype) or _is_integer(array.dtype):
-        return array.astype(dtype), None
+    # NumPy's 64 bits are looked at before JAX cuts them to 32.
+    array = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    if not _is_integer(dtype) or array.dtype == bool:
+        return jnp.asarray(array).astype(dtype), None
     logical = (array == 0) | (array == 1)
-    if isinstance(logical, jax.core.Tracer) or not logical.is_fully_addressable:
-        return (array == 1).astype(dtype), logical.all(-1)
+    if isinstance(logical, jax.core.Tracer) or not (
+        isinstance(logical, np.ndarray) or logical.is_fully_addressable
+    ):
+        return (jnp.asarray(array) == 1).astype(dtype), logical.all(-1)
     if not bool(jax.device_get(logical.all())):
+        other = "" if _is_integer(array.dtype) else f", or init(..., label_dtype={array.dtype})"
         raise ValueError(
             f"labels {list(array.shape)} {array.dtype} are not all 0 or 1, and the queue stores "
-            f"{jnp.dtype(dtype)}; expected 0/1 labels, or init(..., label_dtype={array.dtype})"
+            f"{jnp.dtype(dtype)}; expected 0/1 labels{other}"
         )
-    return array.astype(dtype), None
+    return jnp.asarray(array).astype(dtype), None
 
 
 def _int32(ids: ArrayLike) -> jax.Array:

@@ -211,7 +211,7 @@ def test_durations_survive_json_exactly(duration: Duration) -> None:
         ("stages/probe/select", "maq", "did you mean map?"),
         ("stages/probe/select", ["map"], "stages.probe.select: ['map'] is not one of last, loss"),
         ("stages/probe/duration", 3, "stages.probe.duration: 3 is not a duration such as"),
-        ("stages/probe/duration", "3 weeks", 'stages.probe.duration: "3 weeks" is not a duration'),
+        ("stages/probe/duration", "3 weeks", 'stages.probe.duration: unknown unit "weeks"'),
         ("stages/probe/objective/type", "Clasification", "did you mean Classification?"),
         ("stages/probe/objective/type", "X", "known are Classification, MulSupCon"),
         ("stages/probe/objective/type", None, 'stages.probe.objective: has no "type"'),
@@ -322,6 +322,7 @@ def test_a_config_becomes_what_its_json_says(tmp_path: Path) -> None:
     ("body", "said"),
     [
         ("x = (\n", "line 2: '(' was never closed"),
+        ("x = 3\n\0\n", "line 3: holds a null byte"),
         ("\nimport no_such_module\n", "line 3: ModuleNotFoundError: No module named"),
         ("\n\n1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)\n", "line 2: SystemExit: 3"),
@@ -408,8 +409,15 @@ def test_flags_replace_fields_and_nothing_else() -> None:
         ("--precision float46", "did you mean float64?"),
         ("--logging.tensorboard yes", '--logging.tensorboard: "yes" is not True or False'),
         ("--stages.probe.patience 1.5", '"1.5" is not a whole number or None'),
-        ("--stages.probe.duration 3", '--stages.probe.duration: "3" is not a duration such as'),
-        ("--stages.probe.duration 3 weeks", '"3 weeks" is not a duration such as "500 steps"'),
+        (
+            "--stages.probe.duration 3",
+            '--stages.probe.duration: cannot read "3"; write for instance',
+        ),
+        (
+            "--stages.probe.duration 0steps",
+            "--stages.probe.duration: the count must be positive, not 0",
+        ),
+        ("--stages.probe.duration 3 weeks", 'unknown unit "weeks"; use one of'),
         ("--stages.probe.optimizer.rates a 1 b", '"a 1 b" is not a list, each item 2 values'),
         ("--seed 1 --stages.probe.batch-size x", '--stages.probe.batch-size: "x" is not a whole'),
         ("--sed 3", "unknown flag --sed; did you mean --seed?"),
@@ -421,7 +429,8 @@ def test_flags_replace_fields_and_nothing_else() -> None:
         ("--stages.probe.objective MulSupCon", "names a class, which only the configuration file"),
         ("seed 3", '"seed" is not a flag; write --FIELD VALUE'),
         ("-s 3", '"-s" is not a flag'),
-        ("--stages.probe.batch-size 0", "stage: batch_size (0) and accumulate (1)"),
+        ("--stages.probe.batch-size 0", "stages.probe: stage: batch_size (0) and"),
+        ("--seed 1 --stages.my-bce.batch-size 0", "stages.my_bce: stage: batch_size (0)"),
         ("--stages.probe.batch-size 9 --stages.probe.accumulate 2", "not a multiple of accumulate"),
         ("--stages.probe.starts-from nothing", '"nothing" is not an earlier stage'),
         ("--stages.probe.optimizer.learning-rate nan", "learning_rate: nan is not a finite number"),
@@ -501,14 +510,14 @@ def test_provenance_tells_default_file_flag_and_environment(
     assert rows["stages.bce.duration"] == config.Row("stages.bce.duration", "5 steps", str(path))
     assert rows["stages.bce.objective"].value == "Classification"
     assert rows["stages.bce.objective.encoder"] == config.Row(
-        "stages.bce.objective.encoder", "MLP", "default"
+        "stages.bce.objective.encoder", "MLP", "file or default"
     )
     # A flag is named even where it repeats the default.
     assert rows["stages.bce.batch_size"].source == "--stages.bce.batch-size"
     assert rows["mesh.fsdp"].source == "--mesh.fsdp"
-    assert rows["seed"] == config.Row("seed", "0", "default")
+    assert rows["seed"] == config.Row("seed", "0", "file or default")
     assert rows["mesh.rules"].value == '[["queue", "replicate"], [".*", "fsdp"]]'
-    assert rows["data.root"] == config.Row("data.root", "None", "default")
+    assert rows["data.root"] == config.Row("data.root", "None", "file or default")
     assert set(rows) >= {leaf.path for leaf in leaves(load(path))}
 
     monkeypatch.setenv("JAXMLCL_DATA", "/data")

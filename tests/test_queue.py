@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlcl import queue
+from jaxmlcl.errors import ConfigError
+from jaxmlcl.methods import MulSupCon
 
 CAPACITY, DIM, NUM_LABELS = 5, 2, 3
 ADD = jax.jit(queue.enqueue, donate_argnums=0)
@@ -177,6 +179,16 @@ def test_label_dtypes() -> None:
         ValueError, match=r"labels \[2, 3\] float32 are not all 0 or 1, and the queue"
     ):
         queue.enqueue(q, keys, degrees, ids)
+    for whole in (np.array([[256, 2, -1], [1, 0, 1]]), np.array([[2**32, 0, 0], [1, 0, 1]])):
+        with pytest.raises(
+            ValueError, match=r"labels \[2, 3\] int64 are not all 0 or 1, .*labels$"
+        ):
+            queue.enqueue(q, keys, whole, ids)
+    with pytest.raises(ValueError, match=r"labels \[2, 3\] uint8 are not all 0 or 1"):
+        queue.enqueue(q, keys, jnp.full((2, 3), 2, jnp.uint8), ids)
+    traced = jax.jit(queue.enqueue)(q, keys, np.array([[0, 2, 1], [1, 0, 1]], np.int32), ids)
+    assert np.isnan(traced.keys[0]).all()
+    np.testing.assert_array_equal(traced.keys[1], keys[1])
     # While tracing nobody can look: the offending row shows as NaN, the other is stored.
     traced = jax.jit(queue.enqueue)(q, keys, degrees, ids)
     assert np.isnan(traced.keys[0]).all()
@@ -208,6 +220,10 @@ def test_enqueue_refuses(change: dict[str, Any], message: str) -> None:
 def test_init_and_visible_refuse() -> None:
     with pytest.raises(ValueError, match="capacity is 0; expected at least 1"):
         queue.init(0, 2, 3)
+    with pytest.raises(ValueError, match=f"capacity is {2**29 + 1}; expected at most {2**29}"):
+        queue.init(2**29 + 1, 2, 3)
+    with pytest.raises(ConfigError, match=f"queue_capacity must be at most {2**29}, not {2**30}"):
+        MulSupCon(queue_capacity=2**30)
     with pytest.raises(ValueError, match="dtype is int32; expected floating point"):
         queue.init(4, 2, 3, dtype=jnp.int32)
     with pytest.raises(ValueError, match="label_dtype is complex64; expected an integer or"):

@@ -63,6 +63,11 @@ def expected(kind: Any) -> str:
 
 def unlike(value: Any, kind: Any) -> str:
     """That a value is not of this type, and what it should be."""
+    if isinstance(value, str) and Duration in (kind, *get_args(kind)):
+        try:
+            Duration.parse(value)
+        except ConfigError as error:
+            return str(error).removeprefix("duration: ")
     near = nearest(str(value), get_args(kind)) if get_origin(kind) is Literal else ""
     return f"{show(value)} is not {expected(kind)}{near}"
 

@@ -81,6 +81,9 @@ def _near_files(path: Path) -> str:
 
 def _execute(path: Path, text: str) -> Any:
     """What the file calls `experiment`; anything it raises becomes one line with its place."""
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigError(f"{path}, line {line}: holds a null byte; save the file as text")
     name = f"jaxmlcl_config_{path.stem}"
     module = types.ModuleType(name)
     module.__file__ = str(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args
 
@@ -43,7 +45,11 @@ def override(experiment: Experiment, flags: Sequence[str]) -> Experiment:
     """
     given = _given(experiment, flags)
     words = [_words(leaf, values) for leaf, values in given]
-    changed = _parse(experiment, [word for group in words for word in group])
+    try:
+        changed = _parse(experiment, [word for group in words for word in group])
+    except ConfigError as error:
+        place = _place(experiment, given, words, str(error))
+        raise ConfigError(f"{place}{error}") from None
     if changed is None:
         for (leaf, values), group in zip(given, words, strict=True):
             if _refused(experiment, group):
@@ -131,6 +137,26 @@ def _refused(experiment: Experiment, words: list[str]) -> bool:
         return False
 
 
+def _place(
+    experiment: Experiment, given: list[tuple[Leaf, list[str]]], words: list[list[str]], said: str
+) -> str:
+    """The stage whose flags alone lead to this message, unless the message names its field."""
+    named = {field.name for field in dataclasses.fields(Experiment)} | {"experiment"}
+    if re.split("[.:]", said)[0] in named:
+        return ""
+    stages: dict[str, list[str]] = {}
+    for (leaf, _), group in zip(given, words, strict=True):
+        if leaf.path.startswith("stages."):
+            stages.setdefault(".".join(leaf.path.split(".")[:2]), []).extend(group)
+    for stage, group in stages.items():
+        try:
+            _parse(experiment, group)
+        except ConfigError as error:
+            if str(error) == said:
+                return f"{stage}: "
+    return ""
+
+
 def _parse(experiment: Experiment, words: list[str]) -> Experiment | None:
     """What tyro makes of the words; None if a value is refused (its box of text is not shown)."""
     try:
@@ -198,7 +224,8 @@ def provenance(
       flags: the flags it was overridden with.
 
     Returns:
-      One row per field, in order. The source is "default", the file, the flag or "JAXMLCL_DATA".
+      One row per field, in order. The source is the file, the flag, "JAXMLCL_DATA", or "file or
+      default": an experiment does not tell whether a value equal to the default was written.
 
     Example:
       >>> from jaxmlcl.config import Classification, Data, Experiment, Stage, steps
@@ -216,7 +243,7 @@ def provenance(
         elif leaf.path == "data.root" and value is None and os.environ.get("JAXMLCL_DATA"):
             value, source = os.environ["JAXMLCL_DATA"], "JAXMLCL_DATA"
         elif value == leaf.default:
-            source = "default"
+            source = "file or default"
         shown = plain(value, leaf.path)
         text = json.dumps(shown) if isinstance(shown, list) else str(shown)
         rows.append(Row(leaf.path, text, source))

@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxmlcl.errors import ConfigError
 from jaxmlcl.random import RowWords, bernoulli, row_words, uniform
 
 
@@ -38,6 +39,9 @@ class ZeroMask(Augmentation):
     probability: float = 0.5
     """Probability that an entry is set to zero."""
 
+    def __post_init__(self) -> None:
+        _check_range(self, "probability", 1.0)
+
     def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
         """Inputs [B, ...] with entries set to zero."""
         keep = bernoulli(words, math.prod(inputs.shape[1:]), 1.0 - self.probability)
@@ -57,8 +61,12 @@ class Shift(Augmentation):
     pixels: int = 4
     """Largest displacement along each axis (pixels)."""
 
+    def __post_init__(self) -> None:
+        _check_range(self, "pixels")
+
     def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
         """Images [B, H, W, C], each moved by its own displacement."""
+        _check_images(self, inputs)
         _, height, width, _ = inputs.shape
         draw = uniform(words, 2, -self.pixels, self.pixels + 1)
         moves = jnp.clip(jnp.floor(draw).astype(jnp.int32), -self.pixels, self.pixels)
@@ -85,8 +93,13 @@ class Intensity(Augmentation):
     contrast: float = 0.4
     """Largest relative change of the distance from the mean."""
 
+    def __post_init__(self) -> None:
+        _check_range(self, "brightness")
+        _check_range(self, "contrast")
+
     def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
         """Images [B, H, W, C] with changed brightness and contrast."""
+        _check_images(self, inputs)
         draw = uniform(words, 2, -1.0, 1.0).astype(inputs.dtype)
         scale = 1.0 + self.contrast * draw[:, 0, None, None, None]
         offset = self.brightness * draw[:, 1, None, None, None]
@@ -107,6 +120,9 @@ class Noise(Augmentation):
 
     deviation: float = 0.05
     """Standard deviation (fraction of the value range)."""
+
+    def __post_init__(self) -> None:
+        _check_range(self, "deviation")
 
     def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
         """Inputs [B, ...] with noise added."""
@@ -149,3 +165,20 @@ def augment(
             x = operation.apply(x, row_words(key, epochs, ids, view, position))
         results.append(x)
     return results[0] if views == 1 else jnp.stack(results, axis=1)
+
+
+def _check_range(operation: Augmentation, field: str, maximum: float = math.inf) -> None:
+    value = getattr(operation, field)
+    # What is no number is left to the experiment's check, which knows the field's path.
+    if isinstance(value, int | float) and not (0 <= value <= maximum and math.isfinite(value)):
+        wanted = "finite and at least 0" if maximum == math.inf else f"between 0 and {maximum:g}"
+        name = type(operation).__name__
+        raise ConfigError(f"augmentation: {name}: {field} must be {wanted}, not {value}")
+
+
+def _check_images(operation: Augmentation, inputs: jax.Array) -> None:
+    if inputs.ndim != 4:
+        raise ConfigError(
+            f"augmentation: {type(operation).__name__} takes images, not inputs of shape "
+            f"{inputs.shape[1:]}"
+        )

@@ -301,7 +301,8 @@ def open_source(
       The source, checked.
 
     Raises:
-      DataError: nothing there, a kind of data or an option that is not known, or bad content.
+      DataError: `root` is no folder, nothing there, a kind of data or an option that is not
+        known, or bad content.
 
     Example:
       >>> source = open_source("digits:test?size=8&seed=3")
@@ -314,6 +315,8 @@ def open_source(
     """
     text = os.fspath(uri)
     location, _, query = text.partition("?")
+    if root is not None and not os.path.isdir(os.path.expanduser(root)):
+        raise DataError(f"{os.fspath(root)}: data.root is not a folder; name the one with the data")
     places = _places(root)
     scheme, colon, body = location.partition(":")
     ending = os.path.splitext(location)[1].lower()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,7 +92,9 @@ def check_and_blank(
 
 def check_chunk_size(chunk_size: int) -> None:
     """Refuse anything but a positive whole number."""
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+    # NumPy's whole numbers are registered as Integral.
+    whole = isinstance(chunk_size, numbers.Integral) and not isinstance(chunk_size, bool)
+    if not whole or chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size!r}; expected a whole number of keys >= 1")
 
 
@@ -157,6 +161,7 @@ def fold(
     if chunk_size is None or chunk_size >= num_keys:
         return step(keys)
     step = jax.checkpoint(step)
+    chunk_size = operator.index(chunk_size)
     whole = num_keys // chunk_size
     carry = step(jax.tree.map(lambda x: x[:chunk_size], keys))
     if whole > 1:

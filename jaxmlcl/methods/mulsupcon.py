@@ -56,6 +56,11 @@ class MulSupCon(Objective):
             ("temperature", self.temperature > 0, "positive"),
             ("momentum", 0 <= self.momentum <= 1, "between 0 and 1"),
             ("queue_capacity", self.queue_capacity >= 1, "at least 1"),
+            (
+                "queue_capacity",
+                self.queue_capacity <= momentum_queue.CAPACITY_LIMIT,
+                f"at most {momentum_queue.CAPACITY_LIMIT}",
+            ),
             ("threshold", 0 <= self.threshold <= 1, "between 0 and 1"),
         ):
             if not fits:

@@ -87,6 +87,10 @@ class Experiment:
     """Folder of the run; runs/NAME if absent."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.stages, dict):
+            raise ConfigError(
+                'stages: write a dictionary from names to stages, {"NAME": Stage(...)}'
+            )
         if not self.stages:
             raise ConfigError("experiment: it has no stages; give at least one")
         if not 0 <= self.seed < 2**32:

@@ -119,7 +119,7 @@ def test_config_prints_paths_values_and_sources(
     assert rows["seed"] == ("5", str(tiny))
     assert rows["stages.bce.batch_size"] == ("4", "--stages.bce.batch-size")
     assert rows["stages.bce.objective"] == ("Classification", str(tiny))
-    assert rows["stages.bce.optimizer.learning_rate"] == ("0.0004", "default")
+    assert rows["stages.bce.optimizer.learning_rate"] == ("0.0004", "file or default")
     assert rows["data.root"] == ("/data", "JAXMLCL_DATA")
     assert len({line.index(" = ") for line in out.splitlines()}) == 1
 

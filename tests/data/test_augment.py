@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmlcl.data.augment import Augmentation, Intensity, Noise, Shift, ZeroMask, augment
+from jaxmlcl.errors import ConfigError
 from jaxmlcl.random import bits, row_words, uniform
 
 KEY = jax.random.key(5)
@@ -179,3 +180,33 @@ def test_the_type_of_the_inputs_is_kept(operation: Augmentation) -> None:
     x = jax.ShapeDtypeStruct((ROWS, 6, 5, 2), jnp.bfloat16)
     done = jax.eval_shape(lambda x: operation.apply(x, words(0)), x)
     assert (done.shape, done.dtype) == (x.shape, x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        (ZeroMask, {"probability": 2.0}, "ZeroMask: probability must be between 0 and 1, not 2.0"),
+        (ZeroMask, {"probability": -1}, "ZeroMask: probability must be between 0 and 1, not -1"),
+        (ZeroMask, {"probability": math.nan}, "ZeroMask: probability must be between 0 and 1"),
+        (Shift, {"pixels": -1}, "Shift: pixels must be finite and at least 0, not -1"),
+        (Intensity, {"brightness": -0.1}, "Intensity: brightness must be finite and at least 0"),
+        (Intensity, {"contrast": math.inf}, "Intensity: contrast must be finite and at least 0"),
+        (Noise, {"deviation": -0.5}, "Noise: deviation must be finite and at least 0, not -0.5"),
+    ],
+)
+def test_values_out_of_range_are_refused(kind: Any, values: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^augmentation: {said}"):
+        kind(**values)
+
+
+@pytest.mark.parametrize("operation", [Shift(), Intensity()])
+def test_image_operations_refuse_vectors(operation: Augmentation) -> None:
+    with pytest.raises(ConfigError) as caught:
+        operation.apply(jnp.ones((ROWS, 12)), words(0))
+    name = type(operation).__name__
+    assert str(caught.value) == (f"augmentation: {name} takes images, not inputs of shape (12,)")
+
+
+@pytest.mark.parametrize(("probability", "kept"), [(0, 1.0), (1, 0.0)])
+def test_zero_mask_at_its_bounds(probability: float, kept: float) -> None:
+    np.testing.assert_array_equal(alone(ZeroMask(probability), images()), images() * kept)

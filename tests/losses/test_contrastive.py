@@ -333,6 +333,17 @@ def test_stopped_keys_get_no_gradient() -> None:
     assert not np.any(grad)
 
 
+def test_chunk_size_may_be_a_whole_number_of_numpy() -> None:
+    z, labels = np.eye(5, 3, dtype=np.float32), np.eye(5, 2, dtype=np.float32)
+    one, other = (
+        losses.multi_positive_infonce(
+            z[:2], z, labels[:2], labels, temperature=0.5, chunk_size=size
+        )
+        for size in (2, np.int64(2))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.usefixtures("x64")
 def test_normalize() -> None:
     x = np.array([[3.0, 4.0], [0.0, 0.0], [1e-13, 0.0]])

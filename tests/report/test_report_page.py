@@ -386,6 +386,9 @@ def test_half_a_last_line_is_left_out(run_directory: Path) -> None:
         ("stages.json", b"{", "stages.json, line 1"),
         ("metrics.jsonl", b'{"step": 1}\n\n{"step" 2}\n{"step": 3}\n', "metrics.jsonl, line 3"),
         ("metrics.jsonl", b'{"step": 1}\nnull\n', "metrics.jsonl, line 2"),
+        ("metrics.jsonl", b'{"step": 1}\n\xff\n{"step": 3}\n', "metrics.jsonl, line 2"),
+        ("metrics.jsonl", b'{"step": 1}\n{"step": 2}\n{"step": "\xff"}\n', "metrics.jsonl, line 3"),
+        ("metrics.jsonl", b'{"step": 1}\n{"ste\n', "metrics.jsonl, line 2"),
         ("evaluation/test.json", b'{"stages": []}', "field stages should be an object, found list"),
         ("evaluation/test.json", b'{"data": 1}', "field data should be an object"),
         (
