@@ -6,12 +6,9 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -26,6 +23,7 @@ from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.console import Console, Silent
 from jaxmlcl.training.experiment import Experiment, parse_profile
 from jaxmlcl.training.optimizers import Plateau
+from jaxmlcl.training.profile import Profile
 from jaxmlcl.training.program import (
     StageProgram,
     build_stage,
@@ -33,6 +31,7 @@ from jaxmlcl.training.program import (
     scoring_batches,
     source_labels,
 )
+from jaxmlcl.training.signals import stop_signals, stopped_by
 from jaxmlcl.training.splits import check_same_labels, fit_preparation, open_split
 from jaxmlcl.training.step import TrainState, advance_plateau
 from jaxmlcl.training.workdir import open_workdir, write_file
@@ -89,7 +88,7 @@ def train(
       Preempted: a signal asked to stop; the state is saved.
     """
     console = console or Silent()
-    with open_workdir(default_workdir(experiment), resolved) as workdir, _stop_signals() as stop:
+    with open_workdir(default_workdir(experiment), resolved) as workdir, stop_signals() as stop:
         # Set up: devices, data, and what every step reads.
         mesh = experiment.mesh.build(devices)
         source = open_split(experiment.data, "train")
@@ -222,7 +221,7 @@ class _Run:
             self.console.line(f"{name}: finished before, at step {checkpoint.step}")
             return
         if self.stop:
-            raise Preempted(f"{_stopped(self.stop)} before {name} began; {_AGAIN}")
+            raise Preempted(f"{stopped_by(self.stop)} before {name} began; {_AGAIN}")
 
         # The state: restored, or fresh with an earlier stage's encoder.
         progress = Progress()
@@ -320,7 +319,7 @@ class _Run:
                     self.stores[name].wait()
                     self.console.stop()
                     saved = f"after saving step {progress.step} of {name}"
-                    raise Preempted(f"{_stopped(self.stop)} {saved}; {_AGAIN}")
+                    raise Preempted(f"{stopped_by(self.stop)} {saved}; {_AGAIN}")
         finally:
             profile.close()
             iterator.close()
@@ -437,13 +436,13 @@ class _Run:
         }
         write_file(self.workdir / "stages.json", json.dumps(self.summary, indent=2) + "\n")
 
-    def _profile(self, name: str, first: int) -> _Profile:
+    def _profile(self, name: str, first: int) -> Profile:
         wanted = self.experiment.profile
         if wanted is None or name != next(iter(self.experiment.stages)):
-            return _Profile(None, self.workdir)
+            return Profile(None, self.workdir)
         if first > parse_profile(wanted)[0]:
             self.console.line(f"profile: no trace, step {parse_profile(wanted)[0]} is already done")
-        return _Profile(parse_profile(wanted), self.workdir)
+        return Profile(parse_profile(wanted), self.workdir)
 
     def close(self) -> None:
         """Wait for what is still being written, and close the logs."""
@@ -452,33 +451,6 @@ class _Run:
             self.tensorboard.close()
         for store in self.stores.values():
             store.wait()
-
-
-class _Profile:
-    """A trace of some steps, for a profile viewer."""
-
-    def __init__(self, span: tuple[int, int] | None, workdir: Path) -> None:
-        self._span = span
-        self._folder = workdir / "profile"
-        self._running = False
-
-    def before(self, step: int) -> None:
-        """Begin at the first step of the span."""
-        if self._span is not None and step == self._span[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-
-    def after(self, step: int, state: Any) -> None:
-        """End after the last step of the span, once its work is done."""
-        if self._running and self._span is not None and step == self._span[1]:
-            jax.block_until_ready(state)
-            self.close()
-
-    def close(self) -> None:
-        """End the trace if one is running."""
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
 
 
 def load_stage(
@@ -536,10 +508,6 @@ def _bytes(size: int) -> str:
     return f"{size} B"
 
 
-def _stopped(received: list[int]) -> str:
-    return f"stopped by signal {signal.Signals(received[0]).name}"
-
-
 def _on_host(measurements: dict[str, jax.Array]) -> dict[str, float]:
     """A step's measurements as numbers, the loss first."""
     values = {term: float(value) for term, value in jax.device_get(measurements).items()}
@@ -555,28 +523,3 @@ def _machine(mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "jax": jax.__version__,
     }
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that holds the signal that asked this process to stop, once one has."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        del frame
-        if number == signal.SIGINT and number in received:
-            # Asked twice from the keyboard: at once, without saving.
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        wanted = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, remember) for number in wanted}
-    except ValueError:
-        # Not the main thread: the embedding program decides about signals.
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
