@@ -315,8 +315,6 @@ def open_source(
     """
     text = os.fspath(uri)
     location, _, query = text.partition("?")
-    if root is not None and not os.path.isdir(os.path.expanduser(root)):
-        raise DataError(f"{os.fspath(root)}: data.root is not a folder; name the one with the data")
     places = _places(root)
     scheme, colon, body = location.partition(":")
     ending = os.path.splitext(location)[1].lower()
@@ -329,6 +327,9 @@ def open_source(
     opener = _SCHEMES[scheme.lower()] if is_scheme else _ENDINGS[ending]
     options = _options(query, (*opener.options, *_PART_OPTIONS), text)
     part = {name: options.pop(name) for name in _PART_OPTIONS if name in options}
+    # A scheme needs no folder, and a run may carry the name of one that is no longer there.
+    if not is_scheme and root is not None and not os.path.isdir(os.path.expanduser(root)):
+        raise DataError(f"{os.fspath(root)}: data.root is not a folder; name the one with the data")
     source = opener(body if is_scheme else find_file(location, places), options, places)
     if not part:
         return source

@@ -210,6 +210,6 @@ def test_a_run_on_vectors_whose_data_move(run: Run, tmp_path: Path) -> None:
     code, out, err = run("evaluate", workdir, "--data.root", new)
     assert (code, err) == (0, "")
     assert "no best_on_val" in out
-    assert "the report has no sample images: test.h5" in run("report", workdir).err
+    assert f"the report has no sample images: {old}: data.root" in run("report", workdir).err
     assert run("report", workdir, "--data.root", new).err == ""
     assert sample_images(workdir, str(new)) is None

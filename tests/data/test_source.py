@@ -237,13 +237,17 @@ def test_relative_paths_are_sought_in_root_then_environment_then_here(
     assert open_source(here / "sets" / "tiny.arff", root=root)[0]["inputs"][0] == 1
 
 
-@pytest.mark.parametrize("uri", ["tiny.arff", "/nowhere/tiny.arff", "digits:train?size=8"])
+@pytest.mark.parametrize("uri", ["tiny.arff", "/nowhere/tiny.arff"])
 def test_a_root_that_is_no_folder_is_refused(tmp_path, uri: str) -> None:
     for root in (tmp_path / "nowhere", tmp_path / "file"):
         (tmp_path / "file").touch()
         with pytest.raises(DataError) as error:
             open_source(uri, root=root)
         assert str(error.value) == f"{root}: data.root is not a folder; name the one with the data"
+
+
+def test_digits_need_no_root(tmp_path) -> None:
+    assert len(open_source("digits:train?size=8", root=tmp_path / "nowhere")) == 8
 
 
 def test_an_absolute_path_stands_by_itself(tmp_path, monkeypatch) -> None:
