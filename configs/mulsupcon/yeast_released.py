@@ -37,6 +37,9 @@ from jaxmlcl.config import (
     steps,
 )
 
+# Fixed before the first of them was run; `experiment` below is the first.
+SEEDS = (0, 1, 2, 3, 4)
+
 encoder = MLP(hidden=(256, 512, 256), dropout=0.2)
 
 
