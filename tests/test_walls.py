@@ -32,8 +32,9 @@ FLOORS = {
     "methods": 4,
     "config": 5,
     "report": 5,
-    "cli": 6,
-    "__main__": 7,
+    "studies": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 
 # All that rooms of arrays and pytrees may use beside the standard library and themselves.

@@ -20,7 +20,7 @@ from typing import NoReturn
 from jaxmlcl import __version__
 from jaxmlcl.errors import Preempted, UserError
 
-COMMANDS = ("train", "evaluate", "report", "config", "data")
+COMMANDS = ("train", "evaluate", "report", "config", "data", "reproduce")
 
 _HELP = """\
 usage: jaxmlcl COMMAND ...
@@ -32,6 +32,7 @@ commands:
   evaluate WORKDIR                   score a split with a run's networks; a table, JSON and scores
   report WORKDIR                     write a run's report, one HTML page
   config CONFIG [--FIELD VALUE ...]  print the resolved experiment and where each value is from
+  reproduce NAME                     run a named study and write its tables (--list: their names)
   data inspect SOURCE ...            describe a data set's splits: labels, duplicates, problems
 
 options:

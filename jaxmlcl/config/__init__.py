@@ -4,7 +4,7 @@ A configuration is a Python file with a module-level `experiment` (or a function
 returns one), or the `experiment.json` of a run. Everything such a file needs is importable here.
 """
 
-from jaxmlcl.config._files import load
+from jaxmlcl.config._files import execute, load
 from jaxmlcl.config._flags import Row, help_text, override, provenance
 from jaxmlcl.config._json import from_json, to_json
 from jaxmlcl.data.augment import Intensity, Noise, Shift, ZeroMask
@@ -42,6 +42,7 @@ __all__ = [
     "ZeroMask",
     "epochs",
     "examples",
+    "execute",
     "fine_tuning",
     "flops_of",
     "from_json",

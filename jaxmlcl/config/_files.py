@@ -14,6 +14,8 @@ from jaxmlcl.config._json import from_json, to_json
 from jaxmlcl.errors import ConfigError, UserError
 from jaxmlcl.training.experiment import Experiment
 
+_KINDS = {"experiment": "an Experiment", "study": "a Study"}
+
 
 def load(path: str | os.PathLike[str]) -> Experiment:
     """The experiment of a configuration file, checked field by field.
@@ -36,10 +38,9 @@ def load(path: str | os.PathLike[str]) -> Experiment:
       64
     """
     path = Path(path)
-    text = _read(path)
     if path.suffix == ".json":
-        return from_json(text, where=str(path))
-    experiment = _execute(path, text)
+        return from_json(_read(path), where=str(path))
+    experiment = execute(path, "experiment")
     if not isinstance(experiment, Experiment):
         raise ConfigError(
             f"{path}: `experiment` is of type {type(experiment).__name__}, not an Experiment"
@@ -79,8 +80,17 @@ def _near_files(path: Path) -> str:
     return f"; {folder} holds {', '.join(here[:5])}" if here else ""
 
 
-def _execute(path: Path, text: str) -> Any:
-    """What the file calls `experiment`; anything it raises becomes one line with its place."""
+def execute(path: Path, wanted: str) -> Any:
+    """What a Python file defines under a name; anything it raises becomes one line with its place.
+
+    Args:
+      path: the file.
+      wanted: the name; a function of that name is called.
+
+    Raises:
+      ConfigError: no such file, an error in it, or nothing of that name.
+    """
+    text = _read(path)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ConfigError(f"{path}, line {line}: holds a null byte; save the file as text")
@@ -91,9 +101,9 @@ def _execute(path: Path, text: str) -> Any:
     sys.modules[name] = module
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
-        experiment = getattr(module, "experiment", None)
-        if callable(experiment):
-            experiment = experiment()
+        found = getattr(module, wanted, None)
+        if callable(found):
+            found = found()
     except SyntaxError as error:
         raise ConfigError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
     except (Exception, SystemExit) as error:
@@ -102,6 +112,7 @@ def _execute(path: Path, text: str) -> Any:
         place = f"{path}, line {lines[-1]}" if lines else str(path)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise ConfigError(f"{place}: {kind}{error}") from error
-    if experiment is None:
-        raise ConfigError(f"{path}: defines no `experiment`; set it to an Experiment")
-    return experiment
+    if found is None:
+        kind = _KINDS.get(wanted, "a value")
+        raise ConfigError(f"{path}: defines no `{wanted}`; set it to {kind}")
+    return found

@@ -1,0 +1,431 @@
+"""Runs a study: trials chosen by validation, then every seed scored on the test rows, once.
+
+A cell is one method on one data set of one table. Its folder keeps one JSON file per trial and per
+seed; what is there and still the same experiment is not run again, so a stopped study goes on
+where it was. Networks are trained by the trainer as any run is; their checkpoints are deleted once
+they are scored, unless they are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmlcl.config import from_json, to_json
+from jaxmlcl.errors import DataError, NonFiniteError, UserError
+from jaxmlcl.evaluation import evaluate_scores, multilabel_metrics
+from jaxmlcl.io import write_atomic
+from jaxmlcl.studies._study import Choice, DataSet, Fitted, Method, Networks, Study, Table
+from jaxmlcl.training import trainer
+from jaxmlcl.training.evaluate import evaluate_run
+from jaxmlcl.training.experiment import Data
+from jaxmlcl.training.splits import check_same_labels, fit_preparation, open_split, source_arrays
+
+Report = Callable[[str], None]
+_RESULTS = ("threshold_free", "protocols")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method on one data set of one table."""
+
+    table: Table
+    data: DataSet
+    method: Method
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """TABLE/SET/METHOD, as on the command line."""
+        return f"{self.table.name}/{self.data.name}/{self.method.name}"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds it is run with: one, where nothing depends on them."""
+        return self.table.seeds if self.method.seeded else self.table.seeds[:1]
+
+    def trials(self) -> list[dict[str, Any]]:
+        """What is known of its trials, in their order."""
+        files = (self.folder / f"trial-{i}.json" for i in range(len(self.method.trials)))
+        return [json.loads(file.read_text()) for file in files if file.exists()]
+
+    def results(self) -> list[dict[str, Any]]:
+        """What is known of its seeds, in their order."""
+        files = (self.folder / f"seed-{seed}.json" for seed in self.seeds)
+        return [json.loads(file.read_text()) for file in files if file.exists()]
+
+    def scores(self) -> dict[int, dict[str, np.ndarray]]:
+        """Test scores by seed: {"ids", "scores", "labels"}."""
+        found = {}
+        for seed in self.seeds:
+            path = self.folder / f"seed-{seed}.npz"
+            if path.exists():
+                with np.load(path, allow_pickle=False) as stored:
+                    found[seed] = {name: stored[name] for name in ("ids", "scores", "labels")}
+        return found
+
+
+def cells(study: Study, folder: Path, only: Sequence[str] = ()) -> Iterator[Cell]:
+    """The cells of a study, or those whose TABLE/SET/METHOD begins with one of `only`.
+
+    A `*` in a pattern stands for any table, set or method.
+    """
+    for table in study.tables:
+        for data in table.sets:
+            for method in table.methods:
+                place = folder / table.name / data.name / slug(method.name)
+                cell = Cell(table, data, method, place)
+                if not only or any(_matches(cell.name, pattern) for pattern in only):
+                    yield cell
+
+
+def _matches(name: str, pattern: str) -> bool:
+    wanted, parts = pattern.split("/"), name.split("/")
+    return len(wanted) <= len(parts) and all(
+        one in ("*", part) for one, part in zip(wanted, parts, strict=False)
+    )
+
+
+def slug(name: str) -> str:
+    """A method's name as a file name.
+
+    Example:
+      >>> slug("BCE + mask")
+      'bce-mask'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    only: Sequence[str] = (),
+    keep: bool = False,
+    report: Report = lambda _: None,
+) -> None:
+    """Run every cell that is not finished.
+
+    Args:
+      study: what to run.
+      folder: where its cells are kept.
+      only: TABLE, TABLE/SET or TABLE/SET/METHOD; everything if empty.
+      keep: keep the runs (checkpoints and logs) of the seeds that are reported.
+      report: called with a line for every trial and seed.
+
+    Raises:
+      UserError: nothing matches `only`, or something that concerns every cell, such as the disk.
+    """
+    chosen = list(cells(study, folder, only))
+    if not chosen:
+        raise UserError(f"reproduce: nothing is called {' or '.join(only)} in this study")
+    missing: set[str] = set()
+    for number, cell in enumerate(chosen, 1):
+        if cell.data.name in cell.method.leaves_out or cell.data.name in missing:
+            continue
+        tell = _prefixed(report, f"[{number}/{len(chosen)}] {cell.name}")
+        try:
+            _run_cell(cell, keep, tell)
+        except DataError as error:
+            # Absent data cost their rows of the table, not the study.
+            missing.add(cell.data.name)
+            tell(f"left out: {error}")
+
+
+def run_in_processes(
+    path: Path, study: Study, folder: Path, words: Sequence[str], jobs: int, only: Sequence[str]
+) -> None:
+    """Run the cells in several processes, each with its share of the CPU cores.
+
+    Args:
+      path: the study's file.
+      study: the same, loaded.
+      folder: where its cells are kept.
+      words: arguments that every process gets.
+      jobs: processes at a time.
+      only: as in `run_study`.
+
+    Raises:
+      UserError: a process failed; its own message is on stderr.
+    """
+    waiting = [cell.name for cell in cells(study, folder, only)]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    shares = [cores[i::jobs] for i in range(jobs)]
+    running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+    failed: list[str] = []
+    try:
+        while waiting or running:
+            for place in range(jobs):
+                name, process = running.get(place, ("", None))
+                if process is not None and process.poll() is not None:
+                    del running[place]
+                    if process.returncode:
+                        failed.append(name)
+                if place not in running and waiting and not failed:
+                    name = waiting.pop(0)
+                    command = [sys.executable, "-m", "jaxmlcl", "reproduce", str(path), *words]
+                    command += ["--folder", str(folder), "--no-tables", "--only", name]
+                    if len(cores) >= jobs:
+                        os.sched_setaffinity(0, shares[place])
+                    running[place] = (name, subprocess.Popen(command))
+            if failed:
+                waiting.clear()
+            time.sleep(0.2)
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+    if failed:
+        raise UserError(f"reproduce: {', '.join(failed)} failed; see above")
+
+
+def _prefixed(report: Report, prefix: str) -> Report:
+    return lambda text: report(f"{prefix}: {text}")
+
+
+def _run_cell(cell: Cell, keep: bool, report: Report) -> None:
+    first, *others = cell.seeds
+    trials = []
+    for number, choice in enumerate(cell.method.trials):
+        made = cell.method.build(cell.data, choice, first)
+        path = cell.folder / f"trial-{number}.json"
+        trial = _known(path, made)
+        if trial is None:
+            trial = _run_trial(path, made, choice)
+            report(
+                f"trial {number + 1} of {len(cell.method.trials)} {told(choice)}: "
+                + (
+                    trial["failed"]
+                    if "failed" in trial
+                    else f"validation mAP {trial['map']:.4f}, {trial['seconds']:.1f} s"
+                )
+            )
+        trials.append(trial)
+    able = [index for index, trial in enumerate(trials) if "failed" not in trial]
+    if not able:
+        report("every trial failed; it has no figures")
+        return
+    best = max(able, key=lambda index: trials[index]["map"])
+    choice = cell.method.trials[best]
+    for seed in (first, *others):
+        made = cell.method.build(cell.data, choice, seed)
+        path = cell.folder / f"seed-{seed}.json"
+        if _known(path, made) is not None and path.with_suffix(".npz").exists():
+            continue
+        # The chosen trial was trained with the first seed: its network is scored as it is.
+        run = cell.folder / (f"trial-{best}" if seed == first else f"seed-{seed}")
+        result = _score(path, run, made, choice, seed)
+        report(f"seed {seed} {told(choice)}: {_headline(result)}")
+        if not keep:
+            shutil.rmtree(run, ignore_errors=True)
+    if not keep:
+        for index in range(len(trials)):
+            shutil.rmtree(cell.folder / f"trial-{index}", ignore_errors=True)
+
+
+def told(choice: Choice) -> str:
+    """A choice in words.
+
+    Example:
+      >>> told({"C": 3.0, "hidden": (256, 512)})
+      '(C 3.0, hidden 256-512)'
+    """
+    if not choice:
+        return "(nothing to choose)"
+    words = (
+        f"{name} {'-'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in choice.items()
+    )
+    return f"({', '.join(words)})"
+
+
+def _headline(result: dict[str, Any]) -> str:
+    if "failed" in result:
+        return str(result["failed"])
+    paper = result["protocols"]["paper"]
+    free = result["threshold_free"]
+    return (
+        f"test mAP {free['map']:.4f}, P@1 {free['precision_at_1']:.4f}, paper protocol "
+        f"mi-F1 {paper['micro_f1']:.4f}, ma-F1 {paper['macro_f1']:.4f}, {result['seconds']:.1f} s"
+    )
+
+
+def _description(made: Networks | Fitted) -> str:
+    if isinstance(made, Fitted):
+        return f"{made.baseline!r} on {made.data!r}"
+    return to_json(dataclasses.replace(made.experiment, workdir=None))
+
+
+def _same(text: str, made: Networks | Fitted) -> bool:
+    if isinstance(made, Fitted):
+        return text == _description(made)
+    try:
+        # Read back and compared as values: a field added since, at its default, changes nothing.
+        stored = from_json(text, where="stored experiment")
+    except UserError:
+        return False
+    return _unplaced(stored) == _unplaced(made.experiment)
+
+
+def _unplaced(experiment: Any) -> Any:
+    data = dataclasses.replace(experiment.data, root=None)
+    return dataclasses.replace(experiment, data=data, workdir=None)
+
+
+def _known(path: Path, made: Networks | Fitted) -> dict[str, Any] | None:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return stored if _same(stored["experiment"], made) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _run_trial(path: Path, made: Networks | Fitted, choice: Choice) -> dict[str, Any]:
+    started = time.perf_counter()
+    record: dict[str, Any] = {"experiment": _description(made), "choice": _plain(choice)}
+    try:
+        if isinstance(made, Fitted):
+            (validation,), _ = _fit(made, ("validation",))
+            scores, labels, _ = validation
+            record["map"] = multilabel_metrics(scores, labels)["map"]
+        else:
+            experiment, run = _placed(made, path.with_suffix(""))
+            _train(experiment, run)
+            document = evaluate_run(experiment, run, "validation", made.stage)
+            record["map"] = document["threshold_free"]["map"]
+            record |= _costs(run, document)
+    except NonFiniteError as error:
+        record["failed"] = str(error)
+    record["seconds"] = time.perf_counter() - started
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _score(
+    path: Path, run: Path, made: Networks | Fitted, choice: Choice, seed: int
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    record: dict[str, Any] = {
+        "experiment": _description(made),
+        "choice": _plain(choice),
+        "seed": seed,
+    }
+    try:
+        if isinstance(made, Fitted):
+            (validation, test), names = _fit(made, ("validation", "test"))
+            document = evaluate_scores(
+                test[0],
+                test[1],
+                label_names=names,
+                validation_scores=validation[0],
+                validation_labels=validation[1],
+            )
+            scores, labels, ids = test
+        else:
+            experiment, run = _placed(made, run)
+            _train(experiment, run)
+            everything = evaluate_run(experiment, run, "test", None if made.also else made.stage)
+            document = everything["stages"][made.stage]
+            record["also"] = {
+                row: {name: everything["stages"][stage][name] for name in _RESULTS}
+                for stage, row in made.also.items()
+            }
+            with np.load(run / "evaluation" / f"{made.stage}-test.npz") as stored:
+                scores, labels, ids = (stored[name] for name in ("scores", "labels", "ids"))
+            record |= _costs(run, document)
+        record |= {name: document[name] for name in _RESULTS}
+        buffer = io.BytesIO()
+        np.savez(buffer, scores=scores.astype(np.float32), labels=labels, ids=ids)
+        write_atomic(path.with_suffix(".npz"), buffer.getvalue())
+    except NonFiniteError as error:
+        record["failed"] = str(error)
+    record["data"] = _checksums(_data(made))
+    record["seconds"] = time.perf_counter() - started
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _train(experiment: Any, run: Path) -> None:
+    resolved = to_json(experiment)
+    stored = run / "experiment.json"
+    if stored.exists():
+        if _same(stored.read_text(encoding="utf-8"), Networks(experiment, "")):
+            # The trainer compares texts; this one may lack fields that have been added since.
+            write_atomic(stored, resolved)
+        else:
+            shutil.rmtree(run)
+    trainer.train(experiment, resolved)
+
+
+def _placed(made: Networks, run: Path) -> tuple[Any, Path]:
+    return dataclasses.replace(made.experiment, workdir=str(run)), run
+
+
+def _costs(run: Path, document: dict[str, Any]) -> dict[str, Any]:
+    stages = json.loads((run / "stages.json").read_text(encoding="utf-8"))
+    return {
+        "step": document["run"]["step"],
+        "gflop": document["run"]["gflop"],
+        "steps": {name: stage["steps"] for name, stage in stages.items()},
+    }
+
+
+def _plain(choice: Choice) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in choice.items()}
+
+
+def _data(made: Networks | Fitted) -> Data:
+    return made.data if isinstance(made, Fitted) else made.experiment.data
+
+
+def _checksums(data: Data) -> dict[str, Any]:
+    found = {}
+    for split in ("train", "validation", "test"):
+        if getattr(data, split) is not None:
+            source = open_split(data, split)
+            found[split] = {
+                "source": getattr(data, split),
+                "rows": len(source),
+                "fingerprint": source.metadata.fingerprint,
+            }
+    return found
+
+
+def _fit(
+    made: Fitted, splits: Sequence[str]
+) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], tuple[str, ...]]:
+    """Scores, labels and ids of splits, from a baseline fitted on the prepared training rows."""
+    train = open_split(made.data, "train")
+    preparation = fit_preparation(made.data, train)
+
+    def arrays(source: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        stored = source_arrays(source)
+        if stored is None:
+            raise DataError(f"{source.metadata.name}: a baseline needs data that fit in memory")
+        inputs = (stored["inputs"] - preparation.shift) * preparation.scale
+        return inputs.astype(np.float32), stored["labels"], stored["ids"]
+
+    inputs, labels, _ = arrays(train)
+    predictor = made.baseline.fit(inputs, labels)
+    results = []
+    for split in splits:
+        source = open_split(made.data, split)
+        check_same_labels(train, source, ("train", split))
+        x, y, ids = arrays(source)
+        results.append((np.asarray(predictor.scores(x)), y, ids))
+    return results, train.metadata.label_names

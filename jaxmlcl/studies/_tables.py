@@ -1,0 +1,303 @@
+"""A study's results as tables: Markdown for reading, CSV for computing, LaTeX for papers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmlcl.io import write_atomic
+from jaxmlcl.studies._runner import Cell, cells, told
+from jaxmlcl.studies._study import DataSet, Reference, Study, Table
+
+_FREE = {"map": "mAP", "precision_at_1": "P@1"}
+_CUT = {
+    "hamming_accuracy": "HA",
+    "example_f1": "ex-F1",
+    "micro_f1": "mi-F1",
+    "macro_f1": "ma-F1",
+}
+PROTOCOLS = {
+    "best_on_val": "thresholds from validation",
+    "fixed_0.5": "threshold 0.5",
+    "paper": "paper protocol",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    name: str
+    values: dict[str, list[float]]
+    """Measure, or PROTOCOL/MEASURE, to one value per seed."""
+    trials: str = ""
+    chosen: str = ""
+    seconds: float | None = None
+    source: str = ""
+    note: str = ""
+
+
+def write_tables(study: Study, name: str, folder: Path, document: Path) -> list[Path]:
+    """Write what is known of a study: its part of a Markdown file, and CSV and LaTeX beside it.
+
+    Args:
+      study: the study.
+      name: its name; the Markdown file holds one part for every name, and only that is replaced.
+      folder: where its cells are.
+      document: the Markdown file.
+
+    Returns:
+      The files that were written.
+    """
+    values = document.parent / document.stem / f"{name}.csv"
+    latex = values.with_suffix(".tex")
+    values.parent.mkdir(parents=True, exist_ok=True)
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
+    section = begin + _markdown(study, name, folder, (values, latex), document.parent) + end
+    if document.exists():
+        text = document.read_text(encoding="utf-8")
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        text = pattern.sub(lambda _: section, text) if begin in text else f"{text}\n{section}"
+    else:
+        text = f"# Results\n\n{section}"
+    write_atomic(document, text)
+    write_atomic(values, _csv(study, folder))
+    write_atomic(latex, _latex(study, folder))
+    return [document, values, latex]
+
+
+def rows(table: Table, data: DataSet, folder: Path) -> Iterator[Row]:
+    """A table's lines for one data set: references first, then methods as they stand in it."""
+    for reference in table.references:
+        if reference.data == data.name:
+            yield _reference_row(reference)
+    part = Study("", "", (dataclasses.replace(table, sets=(data,)),))
+    for cell in cells(part, folder):
+        yield from _rows_of(cell)
+
+
+def _reference_row(reference: Reference) -> Row:
+    values = {name: [value] for name, value in reference.values.items()}
+    return Row(reference.name, values, source=reference.source)
+
+
+def _rows_of(cell: Cell) -> Iterator[Row]:
+    reason = cell.method.leaves_out.get(cell.data.name)
+    if reason:
+        yield Row(cell.method.name, {}, note=f"not run: {reason}")
+        return
+    results = [result for result in cell.results() if "failed" not in result]
+    trials = cell.trials()
+    if not results:
+        yield Row(cell.method.name, {}, note="not run")
+        return
+    yield Row(
+        cell.method.name,
+        _values(results),
+        trials=str(len(trials)),
+        chosen=told({name: _tuple(value) for name, value in results[0]["choice"].items()}),
+        seconds=sum(trial["seconds"] for trial in trials),
+        note=""
+        if len(results) == len(cell.seeds)
+        else f"{len(results)} of {len(cell.seeds)} seeds",
+    )
+    for name in results[0].get("also", {}):
+        yield Row(name, _values([result["also"][name] for result in results]), trials="same run")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _values(results: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for result in results:
+        for name in _FREE:
+            found.setdefault(name, []).append(_number(result["threshold_free"].get(name)))
+        for protocol, measures in result["protocols"].items():
+            for name in _CUT:
+                key = f"{protocol}/{name}"
+                found.setdefault(key, []).append(_number(measures.get(name)))
+    return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def columns(table: Table) -> dict[str, str]:
+    """Keys of the printed measures, with their headings."""
+    found = dict(_FREE)
+    for protocol in table.protocols:
+        for name, heading in _CUT.items():
+            found[f"{protocol}/{name}"] = heading
+    return found
+
+
+def figure(values: Sequence[float] | None) -> str:
+    """Mean and, of several, the sample standard deviation.
+
+    Example:
+      >>> figure([0.5, 0.51]), figure([0.25]), figure(None)
+      ('.505 ± .007', '.250', '-')
+    """
+    if not values or all(math.isnan(value) for value in values):
+        return "-"
+    text = _short(float(np.mean(values)))
+    return text if len(values) == 1 else f"{text} ± {_short(float(np.std(values, ddof=1)))}"
+
+
+def _short(value: float) -> str:
+    text = f"{value:.3f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def _markdown(study: Study, name: str, folder: Path, files: Sequence[Path], base: Path) -> str:
+    links = ", ".join(f"[{file.name}]({file.relative_to(base)})" for file in files)
+    parts = [
+        f"## {study.title}\n",
+        study.text.strip() + "\n",
+        f"Made by `jaxmlcl reproduce {name}`; the same figures by seed: {links}.\n",
+    ]
+    for table in study.tables:
+        parts += [f"### {table.title}\n", table.text.strip() + "\n"]
+        parts.append(_conditions(table))
+        for data in table.sets:
+            parts += _set_part(table, data, folder)
+    return "\n".join(parts) + "\n"
+
+
+def _conditions(table: Table) -> str:
+    seeds = ", ".join(map(str, table.seeds))
+    told_of = "; ".join(f"{heading}: {PROTOCOLS[name]}" for name, heading in _groups(table).items())
+    return (
+        f"Seeds {seeds}; mean ± standard deviation over them where there are several. {told_of}. "
+        "Under the paper protocol each threshold is chosen on the test rows themselves, as the "
+        "published tables do; it is comparable with those and with nothing else.\n"
+        if "paper" in table.protocols
+        else f"Seeds {seeds}; mean ± standard deviation over them. {told_of}.\n"
+    )
+
+
+def _groups(table: Table) -> dict[str, str]:
+    short = {"best_on_val": "val", "fixed_0.5": ".5", "paper": "paper"}
+    return {name: f"({short[name]})" for name in table.protocols}
+
+
+def _set_part(table: Table, data: DataSet, folder: Path) -> list[str]:
+    lines = list(rows(table, data, folder))
+    parts = [f"#### {table.title.split(':')[0]}: {data.name}\n"] if len(table.sets) > 1 else []
+    if data.note:
+        parts.append(data.note.strip() + "\n")
+    if not any(line.values for line in lines if not line.source):
+        return [*parts, "Not run: no results are at hand.\n"]
+    keys = columns(table)
+    group = _groups(table)
+    headings = [
+        f"{heading} {group[key.split('/')[0]]}" if "/" in key else heading
+        for key, heading in keys.items()
+    ]
+    head = ["method", *headings, "trials", "seeds"]
+    body = []
+    for line in lines:
+        count = max((len(values) for values in line.values.values()), default=0)
+        name = f"*{line.name}*" if line.source else line.name
+        if line.note:
+            name += f" ({line.note})"
+        own = ["", ""] if line.source else [line.trials, str(count or "")]
+        body.append([name, *(figure(line.values.get(key)) for key in keys), *own])
+    parts.append(_grid(head, body))
+    sources = sorted({f"*{line.name}*: {line.source}" for line in lines if line.source})
+    if sources:
+        parts.append(". ".join(sources) + ".\n")
+    chosen = [f"{line.name} {line.chosen}" for line in lines if line.chosen and line.trials != "1"]
+    if chosen:
+        parts.append("Chosen on validation: " + "; ".join(chosen) + ".\n")
+    parts.append(_data_line(table, data, folder))
+    return parts
+
+
+def _data_line(table: Table, data: DataSet, folder: Path) -> str:
+    part = Study("", "", (dataclasses.replace(table, sets=(data,)),))
+    for cell in cells(part, folder):
+        for result in cell.results():
+            if "data" in result:
+                told_of = (
+                    f"{split} `{found['source']}` ({found['rows']} rows, sha256 "
+                    f"{found['fingerprint'][:12]})"
+                    for split, found in result["data"].items()
+                )
+                return "Data: " + ", ".join(told_of) + ".\n"
+    return ""
+
+
+def _grid(head: list[str], body: list[list[str]]) -> str:
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body)) + "\n"
+
+
+def _csv(study: Study, folder: Path) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ["table", "set", "method", "trials", "choice", "seed", "protocol", "measure", "value"]
+    )
+    for table in study.tables:
+        for data in table.sets:
+            for line in rows(table, data, folder):
+                if line.source:
+                    continue
+                for key, values in line.values.items():
+                    protocol, _, measure = key.rpartition("/")
+                    for seed, value in zip(table.seeds, values, strict=False):
+                        writer.writerow(
+                            [
+                                table.name,
+                                data.name,
+                                line.name,
+                                line.trials,
+                                line.chosen,
+                                seed,
+                                protocol,
+                                measure,
+                                "" if math.isnan(value) else f"{value:.6f}",
+                            ]
+                        )
+    return buffer.getvalue()
+
+
+def _latex(study: Study, folder: Path) -> str:
+    parts = ["% needs \\usepackage{booktabs}\n"]
+    for table in study.tables:
+        keys = columns(table)
+        group = _groups(table)
+        for data in table.sets:
+            headings = [
+                f"{heading} {group[key.split('/')[0]]}" if "/" in key else heading
+                for key, heading in keys.items()
+            ]
+            parts += [
+                f"\\begin{{table}}\n\\caption{{{_tex(table.title)} ({_tex(data.name)})}}\n",
+                f"\\begin{{tabular}}{{l{'r' * len(keys)}}}\n\\toprule\n",
+                " & ".join(["method", *map(_tex, headings)]) + " \\\\\n\\midrule\n",
+            ]
+            for line in rows(table, data, folder):
+                if line.values:
+                    figures = (
+                        figure(line.values.get(key)).replace(" ± ", "$\\pm$") for key in keys
+                    )
+                    parts.append(" & ".join([_tex(line.name), *figures]) + " \\\\\n")
+            parts.append("\\bottomrule\n\\end{tabular}\n\\end{table}\n")
+    return "".join(parts)
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
