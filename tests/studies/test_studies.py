@@ -1,0 +1,315 @@
+"""Studies: trials chosen by validation, every seed scored once, continued where they stopped."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmlcl.cli import main
+from jaxmlcl.config import MLP, Classification, Data, Experiment, Optimizer, Stage, steps
+from jaxmlcl.errors import ConfigError, NonFiniteError, UserError
+from jaxmlcl.studies import (
+    DataSet,
+    Fitted,
+    Method,
+    Networks,
+    Reference,
+    Study,
+    Table,
+    cells,
+    find_study,
+    load_study,
+    run_study,
+    write_tables,
+)
+from jaxmlcl.studies._tables import figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaning:
+    """A linear baseline, right for a positive lean and wrong for a negative one."""
+
+    lean: float
+    seed: int = 0
+    noise: float = 0.0
+
+    def fit(self, inputs: np.ndarray, labels: np.ndarray) -> Linear:
+        assert abs(inputs.mean()) < 0.5, "the inputs are prepared"
+        if not np.isfinite(self.lean):
+            raise NonFiniteError("it diverged")
+        weights, *_ = np.linalg.lstsq(inputs, labels - 0.5, rcond=None)
+        generator = np.random.default_rng(self.seed)
+        weights = weights + self.noise * generator.normal(size=weights.shape)
+        return Linear(self.lean * weights)
+
+
+class Linear:
+    def __init__(self, weights: np.ndarray) -> None:
+        self.weights = weights
+
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-inputs @ self.weights))
+
+
+def noisy(data: DataSet, choice, seed: int) -> Fitted:
+    return Fitted(Leaning(choice["lean"], seed, noise=0.1), data.data)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(5, 3))
+    for name, n in (("train", 64), ("validation", 40), ("test", 40)):
+        x = generator.normal(3.0, 2.0, size=(n, 5)).astype(np.float32)
+        y = ((x - 3) @ mixing + generator.normal(size=(n, 3)) > 0).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", features=x, labels=y)
+    places = {n: str(tmp_path / f"{n}.npz") for n in ("train", "validation", "test")}
+    return Data(**places)
+
+
+def network(data: DataSet, choice, seed: int) -> Networks:
+    stage = Stage(
+        Classification(encoder=MLP(hidden=(8,))),
+        duration=steps(choice.get("steps", 6)),
+        batch_size=16,
+        optimizer=Optimizer(learning_rate=choice["rate"]),
+    )
+    return Networks(Experiment("tiny", data.data, {"bce": stage}, seed=seed), "bce")
+
+
+def study_of(data: Data, **changes) -> Study:
+    methods = (
+        Method("noisy", noisy, ({"lean": -1.0}, {"lean": 3.0})),
+        Method(
+            "leaning",
+            lambda data, choice, _seed: Fitted(Leaning(choice["lean"]), data.data),
+            ({"lean": -1.0}, {"lean": 2.0}),
+            seeded=False,
+            baseline=True,
+        ),
+        Method("absent", noisy, leaves_out={"tiny": "it would take a week"}),
+    )
+    settings = {
+        "sets": (DataSet("tiny", data, "Made of three lines."),),
+        "methods": methods,
+        "seeds": (3, 5),
+        "references": (Reference("elsewhere", "tiny", {"map": 0.25}, "a book"),),
+        **changes,
+    }
+    return Study("Tiny", "What is asked.", (Table("one", "One table", "A sentence.", **settings),))
+
+
+def stored(folder: Path, method: str) -> dict[str, dict]:
+    found = sorted((folder / "one" / "tiny" / method).glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in found}
+
+
+def test_validation_chooses_and_every_seed_is_scored(data, tmp_path):
+    study, folder, lines = study_of(data), tmp_path / "study", []
+    run_study(study, folder, report=lines.append)
+
+    noisy = stored(folder, "noisy")
+    assert set(noisy) == {"trial-0", "trial-1", "seed-3", "seed-5"}
+    assert noisy["trial-1"]["map"] > noisy["trial-0"]["map"]
+    assert noisy["seed-3"]["choice"] == noisy["seed-5"]["choice"] == {"lean": 3.0}
+    assert noisy["seed-3"]["threshold_free"] != noisy["seed-5"]["threshold_free"]
+    assert noisy["seed-5"]["data"]["test"]["rows"] == 40
+    # What does not depend on the seed is run once.
+    assert set(stored(folder, "leaning")) == {"trial-0", "trial-1", "seed-3"}
+    assert stored(folder, "leaning")["seed-3"]["choice"] == {"lean": 2.0}
+    assert len(lines) == 2 + 2 + 2 + 1
+
+    # Again: everything is known, nothing runs, nothing is written.
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    lines.clear()
+    run_study(study, folder, report=lines.append)
+    assert lines == []
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_networks_are_trained_as_any_run_is(data, tmp_path):
+    choices = ({"rate": 1e38}, {"rate": 1e-6}, {"rate": 3e-2, "steps": 60})
+    folder = tmp_path / "study"
+    run_study(study_of(data, methods=(Method("BCE", network, choices),)), folder)
+    found = stored(folder, "bce")
+    assert "failed" in found["trial-0"]
+    assert found["trial-2"]["map"] > found["trial-1"]["map"]
+    assert found["seed-3"]["steps"] == {"bce": 60}
+    # The runs themselves are not kept.
+    assert not list(folder.rglob("checkpoints"))
+
+    # The first seed scored the chosen trial's network: trained alone it is the same.
+    shutil.rmtree(folder)
+    alone = study_of(data, seeds=(3,), methods=(Method("BCE", network, choices[2:]),))
+    run_study(alone, folder, keep=True)
+    assert stored(folder, "bce")["seed-3"]["threshold_free"] == found["seed-3"]["threshold_free"]
+    assert list(folder.rglob("checkpoints"))
+
+
+def test_trials_never_open_the_test_rows(data, tmp_path):
+    study, folder = study_of(data), tmp_path / "study"
+    Path(data.test).unlink()
+    lines: list[str] = []
+    run_study(study, folder, report=lines.append)
+    assert "trial-1" in stored(folder, "noisy")
+    assert "seed-3" not in stored(folder, "noisy")
+    assert "left out" in lines[-1]
+    assert "test.npz" in lines[-1]
+
+
+def test_a_changed_trial_is_run_again(data, tmp_path):
+    study, folder = study_of(data), tmp_path / "study"
+    run_study(study, folder, only=["one/tiny/noisy"])
+    before = stored(folder, "noisy")
+    methods = (Method("noisy", noisy, ({"lean": -2.0}, {"lean": 3.0})),)
+    run_study(study_of(data, methods=methods), folder)
+    after = stored(folder, "noisy")
+    assert after["trial-0"] != before["trial-0"]
+    assert after["trial-1"] == before["trial-1"]
+
+
+def test_a_failed_trial_is_not_chosen(data, tmp_path):
+    methods = (Method("noisy", noisy, ({"lean": np.inf}, {"lean": 1.0})),)
+    folder = tmp_path / "study"
+    run_study(study_of(data, methods=methods, seeds=(0,)), folder)
+    found = stored(folder, "noisy")
+    assert found["trial-0"]["failed"] == "it diverged"
+    assert found["seed-0"]["choice"] == {"lean": 1.0}
+
+
+def test_tables_hold_mean_and_deviation(data, tmp_path):
+    study, folder = study_of(data), tmp_path / "study"
+    document = tmp_path / "docs" / "results.md"
+    document.parent.mkdir()
+    document.write_text("# Mine\n\nKept.\n\n<!-- begin other -->\nalso kept\n<!-- end other -->\n")
+    write_tables(study, "tiny", folder, document)
+    assert "Not run" in document.read_text()
+    run_study(study, folder)
+    files = write_tables(study, "tiny", folder, document)
+    text = document.read_text()
+    assert text.startswith("# Mine\n\nKept.")
+    assert "also kept" in text
+    assert text.count("<!-- begin tiny -->") == 1
+
+    maps = [stored(folder, "noisy")[f"seed-{s}"]["threshold_free"]["map"] for s in (3, 5)]
+    row = next(line for line in text.splitlines() if line.startswith("| noisy |"))
+    assert row.split("|")[2].strip() == figure(maps)
+    assert row.split("|")[-3:-1] == [" 2 ", " 2 "]
+    leaning = next(line for line in text.splitlines() if line.startswith("| leaning |"))
+    assert "±" not in leaning
+    assert "not run: it would take a week" in text
+    assert "| *elsewhere* | .250 |" in text
+    assert "Made of three lines." in text
+    assert "sha256" in text
+
+    with files[1].open() as file:
+        lines = list(csv.DictReader(file))
+    found = [
+        float(line["value"])
+        for line in lines
+        if line["method"] == "noisy" and line["measure"] == "map"
+    ]
+    assert found == pytest.approx(maps, abs=1e-6)
+    latex = files[2].read_text()
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
+    assert "noisy & " in latex
+
+
+def test_patterns_choose_cells(data, tmp_path):
+    study = study_of(data)
+    names = [cell.name for cell in cells(study, tmp_path, ["*/*/noisy"])]
+    assert names == ["one/tiny/noisy"]
+    assert len(list(cells(study, tmp_path, ["one"]))) == 3
+    with pytest.raises(UserError, match="nothing is called one/huge"):
+        run_study(study, tmp_path, only=["one/huge"])
+
+
+@pytest.mark.parametrize("twice", ["sets", "methods"])
+def test_names_are_unique(data, twice):
+    table = study_of(data).tables[0]
+    with pytest.raises(ConfigError, match="twice"):
+        study_of(data, **{twice: getattr(table, twice)[:1] * 2})
+
+
+_FILE = """
+    '''A tiny study.'''
+    from jaxmlcl.config import *
+    from jaxmlcl.studies import *
+
+    class Half:
+        def fit(self, inputs, labels):
+            return self
+        def scores(self, inputs):
+            return inputs[:, :3] > 0
+
+    def half(data, choice, seed):
+        return Fitted(Half(), data.data)
+
+    places = {"train": "train.npz", "validation": "validation.npz", "test": "test.npz"}
+    table = Table("one", "One", "A sentence.", (DataSet("tiny", Data(**places)),),
+                  (Method("a", half), Method("b", half)), (0,))
+    study = Study("Tiny", "What is asked.", (table,))
+"""
+
+
+@pytest.fixture
+def workplace(data, tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "studies"
+    folder.mkdir(parents=True)
+    (folder / "my_tiny.py").write_text(textwrap.dedent(_FILE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_command(workplace, capsys, jobs):
+    assert main(["reproduce", "my-tiny", "--data.root", str(workplace), "--jobs", jobs]) == 0
+    text = (workplace / "docs" / "results.md").read_text()
+    assert text.count("| 1 | 1 |") == 2
+    assert "docs/results.md" in capsys.readouterr().out
+
+
+def test_command_lists_and_plans(workplace, capsys):
+    assert main(["reproduce", "--list"]) == 0
+    assert "my-tiny" in (text := capsys.readouterr().out)
+    assert "A tiny study." in text
+    assert main(["reproduce", "my-tiny", "--plan"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "one/tiny/a: 1 trials, 1 seeds"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reproduce"], "NAME comes first"),
+        (["reproduce", "my-tin"], "did you mean my-tiny?"),
+        (["reproduce", "my-tiny", "--only", "two"], "nothing is called two"),
+        (["reproduce", "my-tiny", "--jobs", "0"], "at least 1"),
+        (["reproduce", "absent.py"], "no such configuration"),
+    ],
+)
+def test_mistakes_are_one_line(workplace, capsys, words, said):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_studies_of_the_project_load():
+    folder = Path(__file__).parents[2] / "configs" / "studies"
+    for path in folder.glob("*.py"):
+        study = load_study(path)
+        for table in study.tables:
+            for data in table.sets:
+                for method in table.methods:
+                    for choice in method.trials:
+                        assert method.build(data, choice, table.seeds[0])
+    assert find_study("mulsupcon-vectors").name == "mulsupcon_vectors.py"
