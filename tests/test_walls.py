@@ -34,6 +34,7 @@ FLOORS = {
     "report": 5,
     "studies": 6,
     "cli": 7,
+    "configs": 7,
     "__main__": 8,
 }
 
