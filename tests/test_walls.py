@@ -30,6 +30,7 @@ FLOORS = {
     "sharding": 2,
     "training": 3,
     "methods": 4,
+    "baselines": 4,
     "config": 5,
     "report": 5,
     "studies": 6,
@@ -52,8 +53,9 @@ HOMES = {
     "matplotlib": {"report"},
     "optax": {"training"},
     "orbax": {"training"},
-    "sklearn": {"data"},
+    "sklearn": {"baselines", "data"},
     "tensorboardX": {"training"},
+    "threadpoolctl": {"baselines"},
     "tqdm": {"cli"},
     "tyro": {"config"},
 }
