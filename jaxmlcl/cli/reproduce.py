@@ -51,8 +51,7 @@ def run(words: list[str]) -> None:
         "--output",
         metavar="FILE",
         type=Path,
-        default=Path("docs/results.md"),
-        help="where the tables go (default: docs/results.md)",
+        help="where the tables go (default: docs/results.md; with --only FOLDER/results.md)",
     )
     parser.add_argument("--no-tables", action="store_true", help="write no tables")
     parser.add_argument(
@@ -93,7 +92,11 @@ def run(words: list[str]) -> None:
         else:
             studies.run_study(study, folder, only=options.only, keep=options.keep, report=_tell)
     if not options.no_tables:
-        for file in studies.write_tables(study, name, folder, options.output):
+        # A part of a study must not put "not run" over a whole one's figures.
+        output = options.output or (
+            folder / "results.md" if options.only else Path("docs") / "results.md"
+        )
+        for file in studies.write_tables(study, name, folder, output, options.only):
             print(f"written: {file}")
 
 

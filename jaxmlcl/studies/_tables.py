@@ -45,7 +45,9 @@ class Row:
     note: str = ""
 
 
-def write_tables(study: Study, name: str, folder: Path, document: Path) -> list[Path]:
+def write_tables(
+    study: Study, name: str, folder: Path, document: Path, only: Sequence[str] = ()
+) -> list[Path]:
     """Write what is known of a study: its part of a Markdown file, and CSV and LaTeX beside it.
 
     Args:
@@ -53,10 +55,12 @@ def write_tables(study: Study, name: str, folder: Path, document: Path) -> list[
       name: its name; the Markdown file holds one part for every name, and only that is replaced.
       folder: where its cells are.
       document: the Markdown file.
+      only: TABLE, TABLE/SET or TABLE/SET/METHOD; everything if empty.
 
     Returns:
       The files that were written.
     """
+    study = _part(study, folder, only)
     values = document.parent / document.stem / f"{name}.csv"
     latex = values.with_suffix(".tex")
     values.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +76,19 @@ def write_tables(study: Study, name: str, folder: Path, document: Path) -> list[
     write_atomic(values, _csv(study, folder))
     write_atomic(latex, _latex(study, folder))
     return [document, values, latex]
+
+
+def _part(study: Study, folder: Path, only: Sequence[str]) -> Study:
+    """The tables, sets and methods that have a chosen cell."""
+    chosen = list(cells(study, folder, only))
+    tables = []
+    for table in study.tables:
+        here = [cell for cell in chosen if cell.table is table]
+        sets = tuple(one for one in table.sets if any(cell.data is one for cell in here))
+        methods = tuple(one for one in table.methods if any(cell.method is one for cell in here))
+        if here:
+            tables.append(dataclasses.replace(table, sets=sets, methods=methods))
+    return dataclasses.replace(study, tables=tuple(tables))
 
 
 def rows(table: Table, data: DataSet, folder: Path) -> Iterator[Row]:

@@ -223,6 +223,17 @@ def test_tables_hold_mean_and_deviation(data, tmp_path):
     assert "noisy & " in latex
 
 
+def test_tables_of_a_part_hold_that_part(data, tmp_path):
+    study, folder = study_of(data), tmp_path / "study"
+    document = tmp_path / "part.md"
+    write_tables(study, "tiny", folder, document, ["*/*/leaning"])
+    assert "leaning" not in document.read_text()
+    run_study(study, folder)
+    write_tables(study, "tiny", folder, document, ["*/*/leaning"])
+    assert "| leaning |" in document.read_text()
+    assert "noisy" not in document.read_text()
+
+
 def test_patterns_choose_cells(data, tmp_path):
     study = study_of(data)
     names = [cell.name for cell in cells(study, tmp_path, ["*/*/noisy"])]
@@ -276,6 +287,12 @@ def test_command(workplace, capsys, jobs):
     text = (workplace / "docs" / "results.md").read_text()
     assert text.count("| 1 | 1 |") == 2
     assert "docs/results.md" in capsys.readouterr().out
+
+    # A part goes elsewhere, not over the whole.
+    assert main(["reproduce", "my-tiny", "--only", "one/tiny/a"]) == 0
+    assert (workplace / "docs" / "results.md").read_text() == text
+    part = (workplace / "runs" / "reproduce" / "my-tiny" / "results.md").read_text()
+    assert part.count("| 1 | 1 |") == 1
 
 
 def test_command_lists_and_plans(workplace, capsys):
