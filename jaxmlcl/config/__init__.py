@@ -8,7 +8,7 @@ from jaxmlcl.config._files import execute, load
 from jaxmlcl.config._flags import Row, help_text, override, provenance
 from jaxmlcl.config._json import from_json, to_json
 from jaxmlcl.data.augment import Intensity, Noise, Shift, ZeroMask
-from jaxmlcl.methods import Classification, MulSupCon
+from jaxmlcl.methods import Classification, JointMulSupCon, MulSupCon
 from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe
 from jaxmlcl.models import MLP, Projection, ResNet
 from jaxmlcl.sharding import MeshSpec
@@ -27,6 +27,7 @@ __all__ = [
     "Duration",
     "Experiment",
     "Intensity",
+    "JointMulSupCon",
     "Logging",
     "MeshSpec",
     "MulSupCon",

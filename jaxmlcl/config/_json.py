@@ -15,6 +15,7 @@ from cattrs.gen import make_dict_structure_fn
 from jaxmlcl.config._fields import (
     BASES,
     LEAVES,
+    expected,
     fits,
     is_spec,
     nearest,
@@ -130,8 +131,12 @@ def _converter() -> cattrs.Converter:
 
     def spec(value: Any, kind: Any) -> Any:
         fields = dict(_object(value))
-        if kind in BASES:
-            kind = _class_named(fields.pop("type", None), kind)
+        for base in BASES:
+            if issubclass(kind, base):
+                named = _class_named(fields.pop("type", None), base)
+                if not issubclass(named, kind):
+                    raise Mistake(f"{named.__name__} is not {expected(kind)}")
+                kind = named
         return fields_of(kind)(fields, kind)
 
     def mapping(value: Any, kind: Any) -> Any:

@@ -1,9 +1,10 @@
 """Methods: one file per paper, each an objective and the recipe that was published with it."""
 
 from jaxmlcl.methods.classification import Classification
+from jaxmlcl.methods.joint import JointMulSupCon
 from jaxmlcl.methods.mulsupcon import MulSupCon
 
 # The registry: a method becomes known to configurations and saved experiments by standing here.
-OBJECTIVES = (MulSupCon, Classification)
+OBJECTIVES = (MulSupCon, Classification, JointMulSupCon)
 
-__all__ = ["OBJECTIVES", "Classification", "MulSupCon"]
+__all__ = ["OBJECTIVES", "Classification", "JointMulSupCon", "MulSupCon"]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlcl.losses import asymmetric, binary_cross_entropy, focal
-from jaxmlcl.methods.networks import init_module, run_module
-from jaxmlcl.models import MLP, Classifier, Encoder
+from jaxmlcl.methods.networks import init_classifier, init_module, run_classifier, run_module
+from jaxmlcl.models import MLP, Encoder
 from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
 
 PyTree = Any
@@ -42,7 +42,7 @@ class Classification(Objective):
         encoder, stats = init_module(self.encoder.build(kind), encoder_key, inputs, False)
         features = jnp.zeros((1, self.encoder.width), kind)
         labels = spec.labels.shape[-1]
-        classifier, _ = init_module(Classifier(labels, kind), classifier_key, features)
+        classifier = init_classifier(labels, classifier_key, features)
         return {"encoder": encoder, "classifier": classifier}, {"batch_stats": {"encoder": stats}}
 
     def loss(
@@ -82,7 +82,4 @@ class Classification(Objective):
             train=train,
             key=key,
         )
-        labels = params["classifier"]["Dense_0"]["bias"].shape[-1]
-        classifier = Classifier(labels, inputs.dtype)
-        logits: Any = classifier.apply({"params": params["classifier"]}, features)
-        return logits, stats
+        return run_classifier(params["classifier"], features, inputs.dtype), stats

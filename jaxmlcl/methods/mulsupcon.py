@@ -105,11 +105,17 @@ class MulSupCon(Objective):
         self, params: PyTree, state: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         """MulSupCon equations 4-5 over the batch's keys and the queue."""
+        return self.contrast(params, state, batch, key)[:2]
+
+    def contrast(
+        self, params: PyTree, state: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux, jax.Array]:
+        """The loss, what comes with it, and the representations [B, width] of the queries."""
         query_key, key_key = jax.random.split(key)
-        anchors, stats = self._embed(
+        anchors, stats, features = self._embed(
             params, state["batch_stats"], batch.inputs[:, 0], query_key, train=True
         )
-        keys, key_stats = self._embed(
+        keys, key_stats, _ = self._embed(
             state["key_params"], state["key_stats"], batch.inputs[:, 1], key_key, train=True
         )
         keys = jax.lax.stop_gradient(keys)
@@ -142,7 +148,7 @@ class MulSupCon(Objective):
             "queue_fill": momentum_queue.fill_fraction(queue),
         }
         new = {**state, "batch_stats": stats, "key_stats": key_stats}
-        return loss, Aux(new, measurements, (keys, batch.labels, batch.ids))
+        return loss, Aux(new, measurements, (keys, batch.labels, batch.ids)), features
 
     def after_step(self, state: PyTree, emitted: PyTree) -> PyTree:
         """The queue with the step's keys."""
@@ -159,7 +165,7 @@ class MulSupCon(Objective):
 
     def _embed(
         self, params: PyTree, stats: PyTree, inputs: jax.Array, key: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, PyTree]:
+    ) -> tuple[jax.Array, PyTree, jax.Array]:
         encoder_key, head_key = jax.random.split(key)
         features, encoder_stats = run_module(
             self.encoder.build(inputs.dtype),
@@ -177,7 +183,7 @@ class MulSupCon(Objective):
             train=train,
             key=head_key,
         )
-        return normalize(z), {"encoder": encoder_stats, "head": head_stats}
+        return normalize(z), {"encoder": encoder_stats, "head": head_stats}, features
 
 
 def linear_probe(encoder: Encoder) -> Classification:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxmlcl.models import Classifier
+
 PyTree = Any
 
 
@@ -41,3 +43,15 @@ def run_module(
         return output, stats
     output, changed = module.apply(variables, inputs, True, mutable=["batch_stats"], rngs=rngs)
     return output, changed.get("batch_stats", stats)
+
+
+def init_classifier(labels: int, key: jax.Array, features: jax.Array) -> PyTree:
+    """Parameters of a linear classifier of `labels` labels on representations like `features`."""
+    return init_module(Classifier(labels, features.dtype), key, features)[0]
+
+
+def run_classifier(params: PyTree, features: jax.Array, dtype: Any) -> jax.Array:
+    """Logits [B, L] of representations [B, width]; `dtype` is the type of the computation."""
+    labels = params["Dense_0"]["bias"].shape[-1]
+    logits: Any = Classifier(labels, dtype).apply({"params": params}, features)
+    return logits
