@@ -149,7 +149,7 @@ def test_every_kind_of_field_survives_json() -> None:
     again = from_json(to_json(experiment))
     assert again == experiment
     assert to_json(again) == to_json(experiment)
-    assert list(again.stages) == ["pre-train", "probe", "my_bce", "constant"]
+    assert list(again.stages) == ["pre-train", "probe", "my_bce", "joint", "constant"]
     assert type(again.stages["probe"].objective) is Classification
     assert again.stages["probe"].duration.count == 1234567
 
@@ -215,7 +215,7 @@ def test_durations_survive_json_exactly(duration: Duration) -> None:
         ("stages/probe/duration", 3, "stages.probe.duration: 3 is not a duration such as"),
         ("stages/probe/duration", "3 weeks", 'stages.probe.duration: unknown unit "weeks"'),
         ("stages/probe/objective/type", "Clasification", "did you mean Classification?"),
-        ("stages/probe/objective/type", "X", "known are Classification, MulSupCon"),
+        ("stages/probe/objective/type", "X", "known are Classification, JointMulSupCon, MulSupCon"),
         ("stages/probe/objective/type", None, 'stages.probe.objective: has no "type"'),
         ("stages/probe/objective", 3, "stages.probe.objective: 3 is not an object"),
         ("stages/pre-train/augmentation/1/type", "Shfit", "augmentation.1: unknown augmentation"),
