@@ -29,7 +29,7 @@ CAPACITY_LIMIT = _COUNT_LIMIT // 2
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Queue:
-    """Keys, labels and ids in slot order, and how many keys were ever added."""
+    """Keys, labels, ids and mask in slot order, and how many keys were ever added."""
 
     keys: jax.Array
     """[Q, D]; slots that were never written hold random unit vectors."""
@@ -40,6 +40,9 @@ class Queue:
     count: jax.Array
     """Scalar int32, the sequence number of the next key. From 2^30 on it is kept below by taking
     off multiples of Q, which changes neither slots nor order."""
+    label_mask: jax.Array | None = None
+    """[Q, L] bool, False for unknown labels, which are 0 in `labels`; True in slots that were never
+    written. None in a queue that does not keep it."""
 
     @property
     def capacity(self) -> int:
@@ -55,6 +58,7 @@ def init(
     dtype: DTypeLike = jnp.float32,
     label_dtype: DTypeLike = jnp.uint8,
     key: jax.Array | None = None,
+    keep_mask: bool = False,
 ) -> Queue:
     """An empty queue: random unit vectors, no labels, ids -1, count 0.
 
@@ -65,6 +69,8 @@ def init(
         dtype: floating dtype the keys are stored in; keys of another one are rounded to it.
         label_dtype: uint8 for 0/1 labels; a floating dtype for label distributions.
         key: random key of the unit vectors; None for a fixed one.
+        keep_mask: whether the queue remembers which labels are known, in Q L more bytes. Losses
+            that only ask for shared labels do not need it: unknown ones are stored as 0.
 
     Returns:
         The queue.
@@ -99,10 +105,17 @@ def init(
         labels=jnp.zeros((capacity, num_labels), label_dtype),
         ids=jnp.full(capacity, -1, jnp.int32),
         count=jnp.zeros((), jnp.int32),
+        label_mask=jnp.ones((capacity, num_labels), bool) if keep_mask else None,
     )
 
 
-def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) -> Queue:
+def enqueue(
+    queue: Queue,
+    keys: ArrayLike,
+    labels: ArrayLike,
+    ids: ArrayLike,
+    label_mask: ArrayLike | None = None,
+) -> Queue:
     """Add keys, in order, over the oldest ones.
 
     Labels go into a floating queue as they are. An integer queue takes 0/1 labels of any dtype.
@@ -114,6 +127,8 @@ def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) ->
         keys: [B, D], B <= Q.
         labels: [B, L], in [0, 1].
         ids: [B] sample ids >= 0 that fit int32, or -1 for keys without one.
+        label_mask: [B, L], False for unknown labels, which are stored as 0 whatever they hold;
+            None: all are known.
 
     Returns:
         The queue with the keys in slots count, ..., count + B - 1 (mod Q).
@@ -142,18 +157,34 @@ def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) ->
         )
     if id_shape != (size,):
         raise ValueError(f"ids has shape {list(id_shape)}; expected [B] with B = {size}")
+    mask = queue.label_mask
+    if label_mask is not None:
+        if np.shape(label_mask) != label_shape:
+            raise ValueError(
+                f"label_mask has shape {list(np.shape(label_mask))}; expected [B, L] with "
+                f"B = {size}, L = {num_labels}"
+            )
+        # On the host where both are there, so that the others can be checked.
+        if isinstance(labels, jax.Array) or isinstance(label_mask, jax.Array):
+            labels = jnp.where(jnp.asarray(label_mask, bool), labels, 0)
+        else:
+            labels = np.where(np.asarray(label_mask, bool), labels, 0)
     rows = jnp.asarray(keys).astype(queue.keys.dtype)
     new_labels, storable = _storable(labels, queue.labels.dtype)
     if storable is not None:
         rows = jnp.where(storable[:, None], rows, jnp.nan)
     slots = (queue.count + jnp.arange(size, dtype=jnp.int32)) % capacity
     count = queue.count + size
+    if mask is not None:
+        known = True if label_mask is None else jnp.asarray(label_mask, bool)
+        mask = mask.at[slots].set(known, unique_indices=True)
     surplus = (_COUNT_LIMIT // capacity - 1) * capacity
     return Queue(
         keys=queue.keys.at[slots].set(rows, unique_indices=True),
         labels=queue.labels.at[slots].set(new_labels, unique_indices=True),
         ids=queue.ids.at[slots].set(_int32(ids), unique_indices=True),
         count=jnp.where(count >= _COUNT_LIMIT, count - surplus, count),
+        label_mask=mask,
     )
 
 
