@@ -233,3 +233,28 @@ def test_init_and_visible_refuse() -> None:
         queue.visible(q, 2, fill="never")
     with pytest.raises(ValueError, match="incoming is 5; expected 0 to Q = 4"):
         queue.visible(q, 5)
+
+
+def test_unknown_labels_are_stored_as_zero_and_remembered_on_request() -> None:
+    keys, _, ids = batch(0, 3)
+    labels = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 0]], np.float32)
+    mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
+    anything = np.where(mask, labels, np.nan)
+    for keep in (False, True):
+        q = queue.init(4, DIM, NUM_LABELS, keep_mask=keep)
+        for add in (queue.enqueue, jax.jit(queue.enqueue)):
+            held = add(q, keys, anything, ids, mask)
+            np.testing.assert_array_equal(held.labels[:3], np.where(mask, labels, 0))
+            np.testing.assert_array_equal(held.keys[:3], keys)
+            if not keep:
+                assert held.label_mask is None
+                continue
+            # A slot that was never written is known to have no labels.
+            np.testing.assert_array_equal(held.label_mask, [*mask, [True] * 3])
+            # A key that comes without a mask is known.
+            over = queue.enqueue(held, *batch(3, 2))
+            np.testing.assert_array_equal(over.label_mask, [[True] * 3, *mask[1:], [True] * 3])
+    with pytest.raises(ValueError, match=r"label_mask has shape \[3, 2\]; expected \[B, L\]"):
+        queue.enqueue(q, keys, labels, ids, mask[:, :2])
+    with pytest.raises(ValueError, match="are not all 0 or 1"):
+        queue.enqueue(q, keys, anything, ids, np.ones_like(mask))
