@@ -18,6 +18,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 FILLS = ("authors", "after_full", "partial")
 
+# Stands in the labels of the queue for one that is not known; `contents` gives 0 there. Its last
+# bit is 0, and no label or degree has this value.
+UNKNOWN = 2
+
 # Beyond this, `enqueue` takes a multiple of the capacity off the count: slots, order and fullness
 # stay, and the 32-bit counter never overflows.
 _COUNT_LIMIT = 2**30
@@ -29,20 +33,17 @@ CAPACITY_LIMIT = _COUNT_LIMIT // 2
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Queue:
-    """Keys, labels, ids and mask in slot order, and how many keys were ever added."""
+    """Keys, labels and ids in slot order, and how many keys were ever added."""
 
     keys: jax.Array
     """[Q, D]; slots that were never written hold random unit vectors."""
     labels: jax.Array
-    """[Q, L]; zeros in slots that were never written."""
+    """[Q, L]; zeros in slots that were never written; UNKNOWN where the label is not known."""
     ids: jax.Array
     """[Q] int32; -1 in slots that were never written."""
     count: jax.Array
     """Scalar int32, the sequence number of the next key. From 2^30 on it is kept below by taking
     off multiples of Q, which changes neither slots nor order."""
-    label_mask: jax.Array | None = None
-    """[Q, L] bool, False for unknown labels, which are 0 in `labels`; True in slots that were never
-    written. None in a queue that does not keep it."""
 
     @property
     def capacity(self) -> int:
@@ -58,7 +59,6 @@ def init(
     dtype: DTypeLike = jnp.float32,
     label_dtype: DTypeLike = jnp.uint8,
     key: jax.Array | None = None,
-    keep_mask: bool = False,
 ) -> Queue:
     """An empty queue: random unit vectors, no labels, ids -1, count 0.
 
@@ -69,8 +69,6 @@ def init(
         dtype: floating dtype the keys are stored in; keys of another one are rounded to it.
         label_dtype: uint8 for 0/1 labels; a floating dtype for label distributions.
         key: random key of the unit vectors; None for a fixed one.
-        keep_mask: whether the queue remembers which labels are known, in Q L more bytes. Losses
-            that only ask for shared labels do not need it: unknown ones are stored as 0.
 
     Returns:
         The queue.
@@ -105,7 +103,6 @@ def init(
         labels=jnp.zeros((capacity, num_labels), label_dtype),
         ids=jnp.full(capacity, -1, jnp.int32),
         count=jnp.zeros((), jnp.int32),
-        label_mask=jnp.ones((capacity, num_labels), bool) if keep_mask else None,
     )
 
 
@@ -127,15 +124,14 @@ def enqueue(
         keys: [B, D], B <= Q.
         labels: [B, L], in [0, 1].
         ids: [B] sample ids >= 0 that fit int32, or -1 for keys without one.
-        label_mask: [B, L], False for unknown labels, which are stored as 0 whatever they hold;
-            None: all are known.
+        label_mask: [B, L], False for unknown labels, whatever stands in them; None: all are known.
 
     Returns:
         The queue with the keys in slots count, ..., count + B - 1 (mod Q).
 
     Raises:
         ValueError: B > Q, shapes that do not fit the queue or each other, labels other than 0 and
-            1 for an integer queue, ids that are no integers.
+            1 for an integer queue, ids that are no integers, a mask for a queue of bool labels.
 
     Example:
         >>> queue = init(capacity=4, dim=2, num_labels=3)
@@ -157,34 +153,23 @@ def enqueue(
         )
     if id_shape != (size,):
         raise ValueError(f"ids has shape {list(id_shape)}; expected [B] with B = {size}")
-    mask = queue.label_mask
-    if label_mask is not None:
-        if np.shape(label_mask) != label_shape:
-            raise ValueError(
-                f"label_mask has shape {list(np.shape(label_mask))}; expected [B, L] with "
-                f"B = {size}, L = {num_labels}"
-            )
-        # On the host where both are there, so that the others can be checked.
-        if isinstance(labels, jax.Array) or isinstance(label_mask, jax.Array):
-            labels = jnp.where(jnp.asarray(label_mask, bool), labels, 0)
-        else:
-            labels = np.where(np.asarray(label_mask, bool), labels, 0)
     rows = jnp.asarray(keys).astype(queue.keys.dtype)
+    if label_mask is not None:
+        labels = _masked(labels, label_mask, queue.labels.dtype)
     new_labels, storable = _storable(labels, queue.labels.dtype)
+    if label_mask is not None:
+        unknown = jnp.asarray(UNKNOWN, new_labels.dtype)
+        new_labels = jnp.where(jnp.asarray(label_mask, bool), new_labels, unknown)
     if storable is not None:
         rows = jnp.where(storable[:, None], rows, jnp.nan)
     slots = (queue.count + jnp.arange(size, dtype=jnp.int32)) % capacity
     count = queue.count + size
-    if mask is not None:
-        known = True if label_mask is None else jnp.asarray(label_mask, bool)
-        mask = mask.at[slots].set(known, unique_indices=True)
     surplus = (_COUNT_LIMIT // capacity - 1) * capacity
     return Queue(
         keys=queue.keys.at[slots].set(rows, unique_indices=True),
         labels=queue.labels.at[slots].set(new_labels, unique_indices=True),
         ids=queue.ids.at[slots].set(_int32(ids), unique_indices=True),
         count=jnp.where(count >= _COUNT_LIMIT, count - surplus, count),
-        label_mask=mask,
     )
 
 
@@ -202,7 +187,29 @@ def contents(queue: Queue) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         >>> contents(queue)[3]
         Array([ True, False, False], dtype=bool)
     """
-    return queue.keys, queue.labels, queue.ids, jnp.arange(queue.capacity) < queue.count
+    labels = queue.labels
+    if _is_integer(labels.dtype):
+        labels = labels & jnp.ones((), labels.dtype)
+    else:
+        labels = jnp.where(labels == UNKNOWN, 0, labels)
+    return queue.keys, labels, queue.ids, jnp.arange(queue.capacity) < queue.count
+
+
+def known_labels(queue: Queue) -> jax.Array:
+    """Which labels of the keys are known, in slot order.
+
+    Args:
+        queue: the queue.
+
+    Returns:
+        [Q, L] bool; True in slots that were never written, whose keys are without labels.
+
+    Example:
+        >>> queue = enqueue(init(2, 1, 3), [[1.0]], [[1, 0, 1]], [7], label_mask=[[1, 1, 0]])
+        >>> contents(queue)[1][0], known_labels(queue)[0]
+        (Array([1, 0, 0], dtype=uint8), Array([ True,  True, False], dtype=bool))
+    """
+    return queue.labels != UNKNOWN
 
 
 def sequence_numbers(queue: Queue) -> jax.Array:
@@ -288,6 +295,24 @@ def fill_fraction(queue: Queue) -> jax.Array:
 
 def _is_integer(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def _masked(labels: ArrayLike, label_mask: ArrayLike, dtype: Any) -> ArrayLike:
+    """Labels with 0 where the mask says that they are unknown."""
+    if np.shape(label_mask) != np.shape(labels):
+        raise ValueError(
+            f"label_mask has shape {list(np.shape(label_mask))}; expected [B, L] = "
+            f"{list(np.shape(labels))} as labels"
+        )
+    if jnp.issubdtype(dtype, jnp.bool_):
+        raise ValueError(
+            "label_mask is given for a queue of bool labels, which cannot hold unknown ones; "
+            "expected init(..., label_dtype=uint8)"
+        )
+    # On the host where both are there, so that the labels that are known can be checked.
+    if isinstance(labels, jax.Array) or isinstance(label_mask, jax.Array):
+        return jnp.where(jnp.asarray(label_mask, bool), labels, 0)
+    return np.where(np.asarray(label_mask, bool), labels, 0)
 
 
 def _storable(labels: ArrayLike, dtype: Any) -> tuple[jax.Array, jax.Array | None]:

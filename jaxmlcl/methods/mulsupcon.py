@@ -22,9 +22,6 @@ from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
 
 PyTree = Any
 
-# The weightings that compare label sets, for which an unknown label is not the same as a 0.
-_SETS = ("all", "jaccard")
-
 
 @dataclasses.dataclass(frozen=True)
 class MulSupCon(Objective):
@@ -90,7 +87,6 @@ class MulSupCon(Objective):
             spec.labels.shape[-1],
             dtype=jnp.promote_types(kind, jnp.float32),
             key=queue_key,
-            keep_mask=spec.label_mask is not None and self.weighting in _SETS,
         )
         # The key encoder starts as a copy; copies, because the step donates every buffer.
         copy = jax.tree.map(jnp.copy, (params, stats))
@@ -136,8 +132,8 @@ class MulSupCon(Objective):
             # A sample of which nothing is known is no anchor; its key stays in the denominator.
             pairs["label_mask"] = batch.label_mask
             pairs["where"] = batch.label_mask.any(-1)
-            if queue.label_mask is not None:
-                pairs["key_label_mask"] = jnp.concatenate([batch.label_mask, queue.label_mask])
+            known = momentum_queue.known_labels(queue)
+            pairs["key_label_mask"] = jnp.concatenate([batch.label_mask, known])
         key_labels = jnp.concatenate([batch.labels, old_labels.astype(batch.labels.dtype)])
         loss = multi_positive_infonce(
             anchors,
@@ -153,7 +149,7 @@ class MulSupCon(Objective):
         }
         new = {**state, "batch_stats": stats, "key_stats": key_stats}
         emitted: tuple[Any, ...] = (keys, batch.labels, batch.ids)
-        if queue.label_mask is not None:
+        if batch.label_mask is not None:
             emitted = (*emitted, batch.label_mask)
         return loss, Aux(new, measurements, emitted)
 
