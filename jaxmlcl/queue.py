@@ -18,6 +18,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 FILLS = ("authors", "after_full", "partial")
 
+# Stands in the labels of the queue for one that is not known; `contents` gives 0 there. Its last
+# bit is 0, and no label or degree has this value.
+UNKNOWN = 2
+
 # Beyond this, `enqueue` takes a multiple of the capacity off the count: slots, order and fullness
 # stay, and the 32-bit counter never overflows.
 _COUNT_LIMIT = 2**30
@@ -34,7 +38,7 @@ class Queue:
     keys: jax.Array
     """[Q, D]; slots that were never written hold random unit vectors."""
     labels: jax.Array
-    """[Q, L]; zeros in slots that were never written."""
+    """[Q, L]; zeros in slots that were never written; UNKNOWN where the label is not known."""
     ids: jax.Array
     """[Q] int32; -1 in slots that were never written."""
     count: jax.Array
@@ -102,7 +106,13 @@ def init(
     )
 
 
-def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) -> Queue:
+def enqueue(
+    queue: Queue,
+    keys: ArrayLike,
+    labels: ArrayLike,
+    ids: ArrayLike,
+    label_mask: ArrayLike | None = None,
+) -> Queue:
     """Add keys, in order, over the oldest ones.
 
     Labels go into a floating queue as they are. An integer queue takes 0/1 labels of any dtype.
@@ -114,13 +124,14 @@ def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) ->
         keys: [B, D], B <= Q.
         labels: [B, L], in [0, 1].
         ids: [B] sample ids >= 0 that fit int32, or -1 for keys without one.
+        label_mask: [B, L], False for unknown labels, whatever stands in them; None: all are known.
 
     Returns:
         The queue with the keys in slots count, ..., count + B - 1 (mod Q).
 
     Raises:
         ValueError: B > Q, shapes that do not fit the queue or each other, labels other than 0 and
-            1 for an integer queue, ids that are no integers.
+            1 for an integer queue, ids that are no integers, a mask for a queue of bool labels.
 
     Example:
         >>> queue = init(capacity=4, dim=2, num_labels=3)
@@ -143,7 +154,12 @@ def enqueue(queue: Queue, keys: ArrayLike, labels: ArrayLike, ids: ArrayLike) ->
     if id_shape != (size,):
         raise ValueError(f"ids has shape {list(id_shape)}; expected [B] with B = {size}")
     rows = jnp.asarray(keys).astype(queue.keys.dtype)
+    if label_mask is not None:
+        labels = _masked(labels, label_mask, queue.labels.dtype)
     new_labels, storable = _storable(labels, queue.labels.dtype)
+    if label_mask is not None:
+        unknown = jnp.asarray(UNKNOWN, new_labels.dtype)
+        new_labels = jnp.where(jnp.asarray(label_mask, bool), new_labels, unknown)
     if storable is not None:
         rows = jnp.where(storable[:, None], rows, jnp.nan)
     slots = (queue.count + jnp.arange(size, dtype=jnp.int32)) % capacity
@@ -171,7 +187,29 @@ def contents(queue: Queue) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         >>> contents(queue)[3]
         Array([ True, False, False], dtype=bool)
     """
-    return queue.keys, queue.labels, queue.ids, jnp.arange(queue.capacity) < queue.count
+    labels = queue.labels
+    if _is_integer(labels.dtype):
+        labels = labels & jnp.ones((), labels.dtype)
+    else:
+        labels = jnp.where(labels == UNKNOWN, 0, labels)
+    return queue.keys, labels, queue.ids, jnp.arange(queue.capacity) < queue.count
+
+
+def known_labels(queue: Queue) -> jax.Array:
+    """Which labels of the keys are known, in slot order.
+
+    Args:
+        queue: the queue.
+
+    Returns:
+        [Q, L] bool; True in slots that were never written, whose keys are without labels.
+
+    Example:
+        >>> queue = enqueue(init(2, 1, 3), [[1.0]], [[1, 0, 1]], [7], label_mask=[[1, 1, 0]])
+        >>> contents(queue)[1][0], known_labels(queue)[0]
+        (Array([1, 0, 0], dtype=uint8), Array([ True,  True, False], dtype=bool))
+    """
+    return queue.labels != UNKNOWN
 
 
 def sequence_numbers(queue: Queue) -> jax.Array:
@@ -257,6 +295,24 @@ def fill_fraction(queue: Queue) -> jax.Array:
 
 def _is_integer(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def _masked(labels: ArrayLike, label_mask: ArrayLike, dtype: Any) -> ArrayLike:
+    """Labels with 0 where the mask says that they are unknown."""
+    if np.shape(label_mask) != np.shape(labels):
+        raise ValueError(
+            f"label_mask has shape {list(np.shape(label_mask))}; expected [B, L] = "
+            f"{list(np.shape(labels))} as labels"
+        )
+    if jnp.issubdtype(dtype, jnp.bool_):
+        raise ValueError(
+            "label_mask is given for a queue of bool labels, which cannot hold unknown ones; "
+            "expected init(..., label_dtype=uint8)"
+        )
+    # On the host where both are there, so that the labels that are known can be checked.
+    if isinstance(labels, jax.Array) or isinstance(label_mask, jax.Array):
+        return jnp.where(jnp.asarray(label_mask, bool), labels, 0)
+    return np.where(np.asarray(label_mask, bool), labels, 0)
 
 
 def _storable(labels: ArrayLike, dtype: Any) -> tuple[jax.Array, jax.Array | None]:

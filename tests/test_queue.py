@@ -233,3 +233,38 @@ def test_init_and_visible_refuse() -> None:
         queue.visible(q, 2, fill="never")
     with pytest.raises(ValueError, match="incoming is 5; expected 0 to Q = 4"):
         queue.visible(q, 5)
+
+
+@pytest.mark.parametrize("label_dtype", [np.uint8, np.int32, np.float32])
+def test_unknown_labels_are_told_from_absent_ones(label_dtype: Any) -> None:
+    keys, _, ids = batch(0, 3)
+    labels = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 0]], np.float32)
+    mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
+    anything = np.where(mask, labels, np.nan)
+    q = queue.init(4, DIM, NUM_LABELS, label_dtype=label_dtype)
+    assert queue.known_labels(q).all()
+    for add in (queue.enqueue, jax.jit(queue.enqueue)):
+        held = add(q, keys, anything, ids, mask)
+        held_keys, held_labels, _, _ = queue.contents(held)
+        np.testing.assert_array_equal(held_labels[:3], np.where(mask, labels, 0))
+        assert held_labels.dtype == label_dtype
+        np.testing.assert_array_equal(held_keys[:3], keys)
+        # A slot that was never written is known to have no labels.
+        np.testing.assert_array_equal(queue.known_labels(held), [*mask, [True] * 3])
+        # A key that comes without a mask is known.
+        over = queue.enqueue(held, *batch(3, 2))
+        expected = [[True] * 3, *mask[1:], [True] * 3]
+        np.testing.assert_array_equal(queue.known_labels(over), expected)
+        np.testing.assert_array_equal(queue.visible(over, 0)[1], queue.contents(over)[1])
+
+
+def test_bad_masks_are_refused() -> None:
+    keys, labels, ids = batch(0, 3)
+    q = queue.init(4, DIM, NUM_LABELS)
+    with pytest.raises(ValueError, match=r"label_mask has shape \[3, 2\]; expected \[B, L\]"):
+        queue.enqueue(q, keys, labels, ids, np.ones((3, 2)))
+    with pytest.raises(ValueError, match="are not all 0 or 1"):
+        queue.enqueue(q, keys, np.full((3, 3), 2), ids, np.eye(3))
+    flags = queue.init(4, DIM, NUM_LABELS, label_dtype=bool)
+    with pytest.raises(ValueError, match="a queue of bool labels, which cannot hold unknown"):
+        queue.enqueue(flags, keys, labels, ids, np.eye(3))

@@ -75,7 +75,8 @@ def tables(document: dict[str, Any], most: int) -> Iterator[str]:
         "no label",
         "twice",
     )
-    rows = [["", *columns]]
+    masked = any("unknown_labels" in source for source in sources)
+    rows = [["", *columns, *(["unknown"] if masked else [])]]
     for key, source in zip(keys, sources, strict=True):
         rows.append(
             [
@@ -88,17 +89,22 @@ def tables(document: dict[str, Any], most: int) -> Iterator[str]:
                 str(source["label_sets"]),
                 str(source["unlabelled_rows"]),
                 str(source["duplicate_rows"]),
+                *([str(source.get("unknown_labels", 0))] if masked else []),
             ]
         )
     yield from _aligned(rows)
     labels = sorted(document["labels"], key=lambda label: -label["positives"][0])
     shown = labels[: most or None]
     yield ""
-    rows = [["label", *(word for key in keys for word in (key, "share"))]]
+    words = ("share", "unknown") if masked else ("share",)
+    rows = [["label", *(word for key in keys for word in (key, *words))]]
     for label in shown:
         cells = [label["label"]]
-        for count, source in zip(label["positives"], sources, strict=True):
-            cells += [str(count), f"{count / source['num_rows']:.3f}"]
+        unknown = label.get("unknown", [0] * len(sources))
+        for count, hidden, source in zip(label["positives"], unknown, sources, strict=True):
+            known = source["num_rows"] - hidden
+            cells += [str(count), f"{count / known:.3f}" if known else "-"]
+            cells += [str(hidden)] if masked else []
         rows.append(cells)
     yield from _aligned(rows)
     if len(shown) < len(labels):

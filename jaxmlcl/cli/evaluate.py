@@ -23,8 +23,9 @@ _SPLITS = ("train", "validation", "test")
 _ABOUT = """\
 Score a split with the networks that a run's stages ended with. Writes
 WORKDIR/evaluation/SPLIT.json and, for each stage, STAGE-SPLIT.npz (ids, scores, labels,
-label_names). Thresholds are chosen on the validation split (best_on_val), so for that split itself
-there are none.
+label_names, and label_mask where labels are unknown). Thresholds are chosen on the validation
+split (best_on_val), so for that split itself there are none. Rows of the test split must not be
+rows of training or validation.
 """
 _FREE = {"map": "mAP", "precision_at_1": "P@1"}
 _CUT = {

@@ -13,7 +13,8 @@ import numpy as np
 from jaxmlcl.errors import DataError
 
 MISSING = (
-    "missing value; fill it in, leave the row out, or write '?missing=mean' if it is a feature"
+    "missing value; fill it in, leave the row out, or write '?missing=mean' if it is a feature, "
+    "'?unknown=mask' if it is a label"
 )
 
 
@@ -70,15 +71,37 @@ def check_names(names: Iterable[str] | None, count: int, what: str, where: str) 
 
 
 def check_labels(
-    labels: np.ndarray, names: Sequence[str], where: str, locate: Callable[[int], str]
+    labels: np.ndarray,
+    names: Sequence[str],
+    where: str,
+    locate: Callable[[int], str],
+    known: np.ndarray | None = None,
 ) -> None:
     wrong = ~((labels == 0) | (labels == 1))
+    if known is not None:
+        wrong &= known
     if wrong.any():
         row, column = divmod(int(np.argmax(wrong)), wrong.shape[1])
         raise DataError(
             f"{where}, {locate(row)}, label {shorten(names[column])}: "
             f"{labels[row, column]} is not 0 or 1"
         )
+
+
+def check_mask(mask: Any, shape: tuple[int, ...], where: str) -> np.ndarray | None:
+    # Bool [n, L], or None where everything is known: then nobody has to look at it.
+    mask = check_numbers(mask, f"{where}, label_mask")
+    if mask.shape != shape:
+        raise DataError(f"{where}: label_mask has shape {mask.shape}, labels have {shape}")
+    wrong = (mask != 0) & (mask != 1)
+    if wrong.any():
+        raise DataError(
+            f"{where}: label_mask holds {mask[wrong][0]}; it is 1 where the label is known, else 0"
+        )
+    known = mask.astype(bool)
+    if not known.any():
+        raise DataError(f"{where}: no label is known in any row; there is nothing to learn from")
+    return None if known.all() else known
 
 
 def check_finite(
@@ -119,6 +142,17 @@ def wants_means(options: Mapping[str, str], where: str) -> bool:
             "refuse missing values"
         )
     return "missing" in options
+
+
+def wants_mask(options: Mapping[str, str], where: str) -> bool:
+    # Whether the option `unknown` asks for a mask; there is nothing else it could ask for.
+    choice = options.get("unknown", "mask")
+    if choice != "mask":
+        raise DataError(
+            f"{where}: option unknown={shorten(choice)}; write unknown=mask, or leave it out to "
+            "refuse unknown labels"
+        )
+    return "unknown" in options
 
 
 def fill_with_means(inputs: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:

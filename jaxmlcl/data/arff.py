@@ -15,7 +15,7 @@ from typing import Any
 import arff
 import numpy as np
 
-from jaxmlcl.data._checks import MISSING, beside, fill_with_means, wants_means
+from jaxmlcl.data._checks import MISSING, beside, fill_with_means, wants_mask, wants_means
 from jaxmlcl.data.source import ArraySource, find_file, read_text, shorten
 from jaxmlcl.errors import DataError
 
@@ -36,7 +36,8 @@ def open_arff(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
       options: `xml`, the list of labels. Left out, it is the XML file beside the ARFF file whose
         name is the same or begins it up to "-" or "_" (yeast.xml for yeast-train.arff), or else the
         only one there. `missing`, "mean" to put the mean of the known values of its column in the
-        place of a missing feature; left out, missing values are refused.
+        place of a missing feature; `unknown`, "mask" to take a missing label as unknown; left out,
+        missing values are refused.
       places: where a relative `xml` is sought after the folder of the ARFF file.
 
     Returns:
@@ -73,7 +74,9 @@ def open_arff(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
     if not features:
         raise DataError(f"{path}: every attribute is a label of {label_list}; no feature is left")
     fills = wants_means(options, str(path))
-    table, line_numbers = _table(path, lines, start, attributes, features if fills else ())
+    masks = wants_mask(options, str(path))
+    gaps = [*(features if fills else ()), *(labels if masks else ())]
+    table, line_numbers = _table(path, lines, start, attributes, gaps)
     inputs, feature_names = _encode(table, attributes, features)
     if fills:
         inputs = fill_with_means(inputs, feature_names, str(path))
@@ -85,6 +88,7 @@ def open_arff(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
         feature_names=feature_names,
         where=str(path),
         locate=lambda row: f"line {line_numbers[row]}",
+        label_mask=~np.isnan(table[:, labels]) if masks else None,
     )
 
 

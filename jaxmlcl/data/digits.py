@@ -11,7 +11,13 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from jaxmlcl.data.source import SourceMetadata, checked_index, integer_option, shorten
+from jaxmlcl.data.source import (
+    SourceMetadata,
+    checked_index,
+    fraction_option,
+    integer_option,
+    shorten,
+)
 from jaxmlcl.errors import DataError
 
 CANVAS = 48  # height and width of a canvas, pixels
@@ -73,9 +79,12 @@ class DigitsSource:
       split: "train", "validation" or "test".
       size: the number of canvases.
       seed: 0 to 2**63 - 1.
+      unknown: the share of the label cells that are hidden, from 0 to below 1. Which ones is a
+        pure function of (unknown_seed, split, i); a hidden label is 0 and masked.
+      unknown_seed: 0 to 2**63 - 1.
 
     Raises:
-      DataError: the split is none of these, or size or seed is out of range.
+      DataError: the split is none of these, or size, a seed or unknown is out of range.
 
     Example:
       >>> source = DigitsSource("train", size=100, seed=0)
@@ -89,7 +98,15 @@ class DigitsSource:
     Repository, 1998, as scikit-learn carries it.
     """
 
-    def __init__(self, split: str, *, size: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        split: str,
+        *,
+        size: int | None = None,
+        seed: int = 0,
+        unknown: float = 0.0,
+        unknown_seed: int = 0,
+    ) -> None:
         self.split = _split_name(split, f"digits:{split}")
         self.size = _SIZES[self.split] if size is None else int(size)
         self.seed = int(seed)
@@ -97,11 +114,21 @@ class DigitsSource:
             raise DataError(f"digits:{split}: size={size} must be from 1 to {_MOST_ROWS}")
         if not 0 <= self.seed < 2**63:
             raise DataError(f"digits:{split}: seed={seed} must be from 0 to 2**63 - 1")
+        self.unknown, self.unknown_seed = float(unknown), int(unknown_seed)
+        if not 0 <= self.unknown < 1:
+            raise DataError(f"digits:{split}: unknown={unknown} must be at least 0 and below 1")
+        if not 0 <= self.unknown_seed < 2**63:
+            raise DataError(
+                f"digits:{split}: unknown_seed={unknown_seed} must be from 0 to 2**63 - 1"
+            )
 
     @property
     def metadata(self) -> SourceMetadata:
         """Name, labels "0" to "9", shape, and the fingerprint of the recipe."""
         recipe = {"recipe": "digits", "version": _RECIPE, **vars(self)}
+        if not self.unknown:
+            # As it was before labels could be hidden, so that checkpoints know their data.
+            del recipe["unknown"], recipe["unknown_seed"]
         return SourceMetadata(
             name=f"digits-{self.split}",
             label_names=tuple("0123456789"),
@@ -109,6 +136,7 @@ class DigitsSource:
             input_dtype="uint8",
             kind="image",
             fingerprint=hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+            unknown_labels=self.unknown > 0,
         )
 
     def __len__(self) -> int:
@@ -119,22 +147,46 @@ class DigitsSource:
         inputs = np.zeros((CANVAS, CANVAS, 1), np.uint8)
         labels = np.zeros(10, np.uint8)
         self._draw(row, inputs[..., 0], labels)
-        return {"inputs": inputs, "labels": labels, "id": row}
+        record = {"inputs": inputs, "labels": labels, "id": row}
+        if not self.unknown:
+            return record
+        known = self._known(row)
+        return {**record, "labels": labels * known, "label_mask": known}
 
     def __repr__(self) -> str:
-        return f"DigitsSource({self.split!r}, size={self.size}, seed={self.seed})"
+        hidden = f", unknown={self.unknown}, unknown_seed={self.unknown_seed}"
+        return (
+            f"DigitsSource({self.split!r}, size={self.size}, seed={self.seed}"
+            f"{hidden if self.unknown else ''})"
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All canvases: `inputs` uint8 [n, 48, 48, 1], `labels` uint8 [n, 10], `ids` int32 [n]."""
+        """All canvases: `inputs` uint8 [n, 48, 48, 1], `labels` uint8 [n, 10], `ids` int32 [n].
+
+        Where labels are hidden, also `label_mask`, bool [n, 10].
+        """
         inputs = np.zeros((self.size, CANVAS, CANVAS, 1), np.uint8)
         labels = np.zeros((self.size, 10), np.uint8)
         for row in range(self.size):
             self._draw(row, inputs[row, ..., 0], labels[row])
-        return {"inputs": inputs, "labels": labels, "ids": np.arange(self.size, dtype=np.int32)}
+        ids = np.arange(self.size, dtype=np.int32)
+        arrays: dict[str, np.ndarray] = {"inputs": inputs, "labels": labels, "ids": ids}
+        if not self.unknown:
+            return arrays
+        known = np.stack([self._known(row) for row in range(self.size)])
+        return {**arrays, "labels": labels * known, "label_mask": known}
 
     def layout(self, index: SupportsIndex) -> tuple[Drawn, ...]:
         """The digits on canvas `index`, in the order in which they are drawn."""
         return _layout(self._words(checked_index(index, self.size)), self.split)
+
+    def _known(self, row: int) -> np.ndarray:
+        # Another stream than the canvas's: the counter's upper words tell them apart.
+        key = np.array([self.unknown_seed, SPLITS.index(self.split)], np.uint64)
+        words = np.random.Philox(key=key, counter=np.array([0, row, 1, 0], np.uint64)).random_raw(
+            10
+        )
+        return (words >> np.uint64(11)) * 2.0**-53 >= self.unknown
 
     def _words(self, row: int) -> np.ndarray:
         # Raw words rather than a Generator's draws: only their stream is promised not to change
@@ -156,7 +208,7 @@ class DigitsSource:
 
 
 def open_digits(body: str, options: Mapping[str, str], places: Sequence[Path]) -> DigitsSource:
-    """Open `digits:SPLIT?size=N&seed=S`; see `open_source`.
+    """Open `digits:SPLIT?size=N&seed=S&unknown=F&unknown_seed=S`; see `open_source`.
 
     Example:
       >>> open_digits("validation", {"size": "10"}, [])
@@ -169,7 +221,13 @@ def open_digits(body: str, options: Mapping[str, str], places: Sequence[Path]) -
         options, "size", default=_SIZES[split], low=1, high=_MOST_ROWS, where=where
     )
     seed = integer_option(options, "seed", default=0, low=0, high=2**63 - 1, where=where)
-    return DigitsSource(split, size=size, seed=seed)
+    hidden = integer_option(options, "unknown_seed", default=0, low=0, high=2**63 - 1, where=where)
+    if "unknown" not in options:
+        if "unknown_seed" in options:
+            raise DataError(f"{where}: option 'unknown_seed' without unknown; write unknown=0.3")
+        return DigitsSource(split, size=size, seed=seed)
+    share = fraction_option(options, "unknown", default="", where=where)
+    return DigitsSource(split, size=size, seed=seed, unknown=share, unknown_seed=hidden)
 
 
 def _split_name(text: str, where: str) -> str:

@@ -24,7 +24,8 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
     `feature` is [n, d], numbers; in its place `Image` may be uint8 [n, height, width, channels] or
     [n, channels, height, width] with 1 or 3 channels. `target` is [n, L], 0 or 1. Label names are a
     dataset `label_names` or an attribute of that name on `target` or on the file, UTF-8 strings of
-    fixed length; without one they are `label_0`, `label_1`, ... Features become float32, images
+    fixed length; without one they are `label_0`, `label_1`, ... A dataset `label_mask` [n, L] may
+    say which labels are known (1, or True) and which are not (0). Features become float32, images
     stay uint8.
 
     Returns:
@@ -51,6 +52,7 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
             held = "Image" if "Image" in file else "feature"
             inputs = _read(file, held, path, 4 if held == "Image" else 2)
             labels = _read(file, "target", path)
+            mask = _read(file, "label_mask", path) if "label_mask" in file else None
             label_names = _label_names(file, labels.shape[1], path)
     except DataError:
         raise
@@ -64,7 +66,9 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
         raise DataError(f"{path}: {held} has {len(inputs)} rows, target has {len(labels)}")
     is_image = held == "Image"
     inputs = channels_last(inputs, f"{path}, Image") if is_image else as_float32(inputs)
-    return ArraySource(inputs, labels, name=path.stem, label_names=label_names, where=str(path))
+    return ArraySource(
+        inputs, labels, name=path.stem, label_names=label_names, where=str(path), label_mask=mask
+    )
 
 
 def _read(file: h5py.File, name: str, path: Path, axes: int = 2) -> np.ndarray:

@@ -14,9 +14,11 @@ from jaxmlcl.errors import DataError
 
 
 class _Content(NamedTuple):
-    # A digest of each record's inputs, the labels, and which features never change.
+    # A digest of each record's inputs, the labels, which of them are known (None: all), and which
+    # features never change.
     digests: list[bytes]
     labels: np.ndarray
+    known: np.ndarray | None
     constant: list[str]
 
 
@@ -29,12 +31,13 @@ def inspect_sources(sources: Sequence[tuple[str, Source]], pairs: int = 10) -> d
 
     Returns:
       A document that JSON can hold. "sources": for each its counts; "cardinality", labels per row;
-      "density", cardinality / L; "label_sets", how many different ones; "duplicate_rows", rows
-      whose inputs occur in an earlier row, and "conflicting_rows", those among them with other
-      labels. "labels": for each its positives in every source. "overlaps": for each two sources the
-      rows of the later whose inputs occur in the earlier. "co_occurrences": the pairs of labels of
-      the first source with the largest Jaccard index, rows with both / rows with either.
-      "problems": sentences.
+      "density", the share of the known cells that are positive; "label_sets", how many different
+      ones; "duplicate_rows", rows whose inputs occur in an earlier row, and "conflicting_rows",
+      those among them with other labels. "labels": for each its positives in every source. Where
+      labels are unknown, they count as not positive, and "unknown_labels" of a source and "unknown"
+      of a label say how many there are. "overlaps": for each two sources the rows of the later
+      whose inputs occur in the earlier. "co_occurrences": the pairs of labels of the first source
+      with the largest Jaccard index, rows with both / rows with either. "problems": sentences.
 
     Raises:
       DataError: no source, one twice, or sources with different labels or shapes of inputs.
@@ -86,21 +89,27 @@ def inspect_sources(sources: Sequence[tuple[str, Source]], pairs: int = 10) -> d
         _describe(title, source, content)
         for (title, source), content in zip(sources, contents, strict=True)
     ]
+    unknown = np.stack([_unknown(content) for content in contents], axis=1)
+    listed: list[dict[str, Any]] = [
+        {"label": name, "positives": row.tolist()}
+        for name, row in zip(first.label_names, positives, strict=True)
+    ]
+    if unknown.any():
+        for label, row in zip(listed, unknown, strict=True):
+            label["unknown"] = row.tolist()
     return {
         "sources": described,
-        "labels": [
-            {"label": name, "positives": row.tolist()}
-            for name, row in zip(first.label_names, positives, strict=True)
-        ],
+        "labels": listed,
         "overlaps": overlaps,
         "co_occurrences": _co_occurrences(contents[0].labels, first.label_names, pairs),
-        "problems": _problems(described, first.label_names, positives, overlaps),
+        "problems": _problems(described, first.label_names, positives, unknown, overlaps),
     }
 
 
 def _read(source: Source) -> _Content:
     digests: list[bytes] = []
     labels = np.empty((len(source), source.metadata.num_labels), np.uint8)
+    known = np.ones(labels.shape, bool) if source.metadata.unknown_labels else None
     is_vector = source.metadata.kind == "vector"
     low = high = None
     for row in range(len(source)):
@@ -109,6 +118,8 @@ def _read(source: Source) -> _Content:
         inputs = np.asarray(record["inputs"], np.float64) + 0.0
         digests.append(hashlib.blake2b(inputs.tobytes(), digest_size=16).digest())
         labels[row] = record["labels"]
+        if known is not None:
+            known[row] = record["label_mask"]
         if is_vector:
             low = inputs if low is None else np.minimum(low, inputs)
             high = inputs if high is None else np.maximum(high, inputs)
@@ -117,19 +128,34 @@ def _read(source: Source) -> _Content:
         names = getattr(source, "feature_names", None)
         columns = np.flatnonzero(low == high).tolist()
         constant = [names[column] if names else f"feature_{column}" for column in columns]
-    return _Content(digests, labels, constant)
+    return _Content(digests, labels, known, constant)
+
+
+def _unknown(content: _Content) -> np.ndarray:
+    # How many labels are unknown, [L].
+    count = np.zeros(content.labels.shape[1], int)
+    return count if content.known is None else (~content.known).sum(axis=0, dtype=int)
+
+
+def _repeats(content: _Content) -> tuple[int, int]:
+    # Rows whose inputs occur in an earlier row, and those of them that contradict the first one.
+    first: dict[bytes, int] = {}
+    conflicts = 0
+    for row, digest in enumerate(content.digests):
+        seen = first.setdefault(digest, row)
+        differs = content.labels[seen] != content.labels[row]
+        if content.known is not None:
+            differs &= content.known[seen] & content.known[row]
+        conflicts += bool(differs.any())
+    return len(content.digests) - len(first), conflicts
 
 
 def _describe(title: str, source: Source, content: _Content) -> dict[str, Any]:
     metadata, labels = source.metadata, content.labels
     per_row = labels.sum(axis=1, dtype=int)
     packed = [row.tobytes() for row in np.packbits(labels, axis=1)]
-    first: dict[bytes, bytes] = {}
-    duplicates = conflicts = 0
-    for digest, label_set in zip(content.digests, packed, strict=True):
-        seen = first.setdefault(digest, label_set)
-        duplicates += 1
-        conflicts += seen != label_set
+    duplicates, conflicts = _repeats(content)
+    unknown = int(_unknown(content).sum())
     return {
         "source": title,
         "name": metadata.name,
@@ -139,15 +165,16 @@ def _describe(title: str, source: Source, content: _Content) -> dict[str, Any]:
         "input_shape": list(metadata.input_shape),
         "num_labels": metadata.num_labels,
         "cardinality": float(per_row.mean()),
-        "density": float(per_row.mean() / metadata.num_labels),
+        "density": float(per_row.sum() / (labels.size - unknown)),
         "labels_per_row": {
             str(count): rows for count, rows in sorted(Counter(per_row.tolist()).items())
         },
         "label_sets": len(set(packed)),
         "unlabelled_rows": int((per_row == 0).sum()),
         "constant_features": content.constant,
-        "duplicate_rows": duplicates - len(first),
+        "duplicate_rows": duplicates,
         "conflicting_rows": conflicts,
+        **({"unknown_labels": unknown} if unknown else {}),
     }
 
 
@@ -191,6 +218,7 @@ def _problems(
     described: Sequence[dict[str, Any]],
     names: Sequence[str],
     positives: np.ndarray,
+    unknown: np.ndarray,
     overlaps: Sequence[dict[str, Any]],
 ) -> list[str]:
     found: list[str] = []
@@ -210,10 +238,11 @@ def _problems(
                 f"{title}: {len(one['constant_features'])} of {one['input_shape'][0]} features "
                 f"never change: {_some(one['constant_features'])}"
             )
-        counts = positives[:, column]
+        counts, known = positives[:, column], rows - unknown[:, column]
         for wrong, words in (
             (counts == 0, "have no positive"),
-            (counts == rows, "are positive in every row"),
+            ((counts == known) & (known > 0), "are positive in every row"),
+            (known == 0, "are known in no row"),
             ((counts > 0) & (positives[:, 0] == 0), f"have positives here but none in {first}"),
         ):
             if wrong.any():

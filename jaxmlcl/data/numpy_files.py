@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 
-from jaxmlcl.data._checks import as_float32, channels_last
+from jaxmlcl.data._checks import as_float32, channels_last, wants_mask
 from jaxmlcl.data.source import ArraySource, find_file, integer_option
 from jaxmlcl.errors import DataError
 
@@ -23,7 +23,8 @@ def open_npz(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
 
     `features` (or `inputs`, or `x`) are vectors [n, d], which become float32, or uint8 images
     [n, height, width, channels] or [n, channels, height, width] with 1 or 3 channels. `labels` (or
-    `targets`, or `y`) are [n, L], 0 or 1. `label_names` may hold `L` strings of fixed length.
+    `targets`, or `y`) are [n, L], 0 or 1. `label_names` may hold `L` strings of fixed length, and
+    `label_mask` [n, L] may say which labels are known (1, or True) and which are not (0).
 
     Returns:
       The rows in the order of the file.
@@ -49,7 +50,9 @@ def open_npz(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
             }
             inputs = _member(archive, held, _INPUTS, path)
             labels = _member(archive, held, _LABELS, path)
-            names = None
+            names = mask = None
+            if "label_mask" in held:
+                mask = _member(archive, held, ("label_mask",), path)
             if "label_names" in held:
                 names = _strings(_member(archive, held, ("label_names",), path), path)
     except DataError:
@@ -58,7 +61,9 @@ def open_npz(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
         # A damaged archive raises BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, ...
         raise _unreadable(path, "npz", error) from None
     inputs = channels_last(inputs, str(path)) if inputs.ndim == 4 else _vectors(inputs, path)
-    return ArraySource(inputs, labels, name=path.stem, label_names=names, where=str(path))
+    return ArraySource(
+        inputs, labels, name=path.stem, label_names=names, where=str(path), label_mask=mask
+    )
 
 
 def open_npy(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> ArraySource:
@@ -67,7 +72,8 @@ def open_npy(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
     Args:
       path: one array, [N, M + L + d].
       options: `labels`, the number of label columns, L; `meta`, that of meta columns, M (0 if left
-        out); `indices`, a `.npy` file with the numbers of the rows that make up the split.
+        out); `indices`, a `.npy` file with the numbers of the rows that make up the split;
+        `unknown`, "mask" to take a label that is NaN as unknown.
       places: where a relative `indices` is sought after the folder of `path`.
 
     Returns:
@@ -106,14 +112,16 @@ def open_npy(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
             f"{path}: {table.shape[1]} columns; {meta} of meta data and {width} labels leave no "
             "feature"
         )
+    masks = wants_mask(options, str(path))
     rows = np.arange(len(table))
     if "indices" in options:
         index = find_file(options["indices"], [path.parent, *places], hint=False)
         rows = _indices(index, len(table), path)
     chosen = np.asarray(table[rows])
+    labels = chosen[:, meta : meta + width]
     return ArraySource(
         as_float32(np.hstack([chosen[:, meta + width :], chosen[:, :meta]])),
-        chosen[:, meta : meta + width],
+        labels,
         name=path.stem if "indices" not in options else f"{path.stem}-{index.stem}",
         feature_names=[
             *(f"feature_{i}" for i in range(table.shape[1] - meta - width)),
@@ -122,6 +130,7 @@ def open_npy(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
         ids=rows,
         where=str(path),
         locate=lambda row: f"row {rows[row]} (counted from 0)",
+        label_mask=~np.isnan(labels) if masks else None,
     )
 
 

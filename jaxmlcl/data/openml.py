@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn import datasets
 
-from jaxmlcl.data._checks import columns_of, fill_with_means, wants_means
+from jaxmlcl.data._checks import columns_of, fill_with_means, wants_mask, wants_means
 from jaxmlcl.data.source import ArraySource, integer_option, shorten
 from jaxmlcl.errors import DataError
 
@@ -29,7 +29,7 @@ def open_openml(name: str, options: Mapping[str, str], places: Sequence[Path]) -
       options: `labels`, the label columns as `a,b` or `prefix*`, numbers 0 and 1 or nominal with
         two values such as FALSE and TRUE; `version`, that of the name (the oldest active one if
         left out); `missing`, "mean" to put the mean of the known values of its column in the place
-        of a missing feature.
+        of a missing feature; `unknown`, "mask" to take a missing label as unknown.
       places: not used.
 
     Returns:
@@ -49,7 +49,7 @@ def open_openml(name: str, options: Mapping[str, str], places: Sequence[Path]) -
     where = f"openml:{name}"
     if "labels" not in options:
         raise DataError(f"{where}: which columns are labels? write '?labels=a,b' or '?labels=pre*'")
-    fills = wants_means(options, where)
+    fills, masks = wants_means(options, where), wants_mask(options, where)
     fetched = _fetch(name, options, where)
     columns = list(fetched.feature_names)
     categories = {key: list(map(str, values)) for key, values in (fetched.categories or {}).items()}
@@ -70,13 +70,16 @@ def open_openml(name: str, options: Mapping[str, str], places: Sequence[Path]) -
         raise DataError(f"{where}: every column is a label; no feature is left")
     with np.errstate(over="ignore"):  # too large becomes infinite, which the source refuses
         inputs = np.hstack(parts).astype(np.float32)
+    values = [_label(table[:, i], categories, columns[i], where) for i in labels]
+    targets = np.stack(values, axis=1)
     return ArraySource(
         fill_with_means(inputs, names, where) if fills else inputs,
-        np.stack([_label(table[:, i], categories, columns[i], where) for i in labels], axis=1),
+        targets,
         name=name,
         label_names=[columns[column] for column in labels],
         feature_names=names,
         where=where,
+        label_mask=~np.isnan(targets) if masks else None,
     )
 
 

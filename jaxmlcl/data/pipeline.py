@@ -56,7 +56,10 @@ class GlobalOrder:
 
 
 class Records:
-    """Host batches of a source, by step: {"inputs", "labels", "ids"} stacked over the batch."""
+    """Host batches of a source, by step: {"inputs", "labels", "ids"} stacked over the batch.
+
+    With "label_mask" where the source has unknown labels.
+    """
 
     def __init__(self, source: Source, order: GlobalOrder) -> None:
         self._source = source
@@ -67,9 +70,9 @@ class Records:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         records = [self._source[int(index)] for index in self._order[step]]
+        stacked = ("inputs", "labels", "label_mask")[: 3 if "label_mask" in records[0] else 2]
         return {
-            "inputs": np.stack([record["inputs"] for record in records]),
-            "labels": np.stack([record["labels"] for record in records]),
+            **{name: np.stack([record[name] for record in records]) for name in stacked},
             "ids": np.asarray([record["id"] for record in records], np.int32),
         }
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 from urllib.parse import unquote
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxmlcl.data._checks import (
     check_finite,
     check_ids,
     check_labels,
+    check_mask,
     check_names,
     check_numbers,
     check_shapes,
@@ -42,6 +43,8 @@ class SourceMetadata:
       input_dtype: the NumPy name of the inputs' type.
       kind: "vector" or "image".
       fingerprint: SHA-256, hexadecimal, of the content or of the recipe that makes it.
+      unknown_labels: whether some labels may be unknown; records and arrays then have a
+        "label_mask".
 
     Example:
       >>> metadata = SourceMetadata("tiny", ("sea", "sky"), (3,), "float32", "vector", "0" * 64)
@@ -55,6 +58,7 @@ class SourceMetadata:
     input_dtype: str
     kind: Kind
     fingerprint: str
+    unknown_labels: bool = False
 
     @property
     def num_labels(self) -> int:
@@ -79,6 +83,9 @@ class Source(Protocol):
     `source[i]` is `{"inputs": np.ndarray, "labels": uint8 [L], "id": int}`. The identifier is the
     record's row number in its file, at most 2**31 - 1. Sources that fit in memory also have
     `arrays()`, which returns `{"inputs": [n, ...], "labels": uint8 [n, L], "ids": int32 [n]}`.
+
+    Where `metadata.unknown_labels` is true, records also have "label_mask" (bool [L], True where
+    the label is known), and arrays likewise ([n, L]); unknown labels are 0 in "labels".
     """
 
     @property
@@ -102,6 +109,8 @@ class ArraySource:
       ids: `[n]` different whole numbers from 0 to 2**31 - 1; the row numbers if left out.
       where: what messages call the source, such as its file; the name if left out.
       locate: turns a row number into words for messages, such as "line 12".
+      label_mask: `[n, L]`, 1 or True where the label is known; everywhere if left out. Where it is
+        not, `labels` may hold anything, and the source says 0.
 
     Raises:
       DataError: no rows, arrays that do not fit together, a label that is not 0 or 1, or an input
@@ -128,6 +137,7 @@ class ArraySource:
         ids: Any = None,
         where: str | None = None,
         locate: Callable[[int], str] | None = None,
+        label_mask: Any = None,
     ) -> None:
         where = name if where is None else where
         locate = locate or (lambda row: f"row {row} (counted from 0)")
@@ -139,10 +149,13 @@ class ArraySource:
             feature_names = check_names(feature_names, inputs.shape[1], "feature", where)
         elif feature_names is not None:
             raise DataError(f"{where}: feature names belong to vectors, not to images")
-        check_labels(labels, label_names, where, locate)
+        known = None if label_mask is None else check_mask(label_mask, labels.shape, where)
+        check_labels(labels, label_names, where, locate, known)
         check_finite(inputs, feature_names, where, locate)
 
         self._inputs = _frozen(inputs, inputs.dtype.newbyteorder("="))
+        self._mask = None if known is None else _frozen(known, np.dtype(bool))
+        labels = labels if known is None else np.where(known, labels, 0)
         self._labels = _frozen(labels, np.dtype(np.uint8))
         given = None if ids is None else check_ids(ids, len(inputs), where)
         self._ids = np.arange(len(inputs), dtype=np.int32) if given is None else given
@@ -154,7 +167,8 @@ class ArraySource:
             input_shape=inputs.shape[1:],
             input_dtype=str(self._inputs.dtype),
             kind="vector" if inputs.ndim == 2 else "image",
-            fingerprint=_fingerprint(self._inputs, self._labels, label_names, given),
+            fingerprint=_fingerprint(self._inputs, self._labels, label_names, given, self._mask),
+            unknown_labels=self._mask is not None,
         )
 
     @property
@@ -167,7 +181,9 @@ class ArraySource:
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         row = checked_index(index, len(self))
-        return {"inputs": self._inputs[row], "labels": self._labels[row], "id": int(self._ids[row])}
+        record = {"inputs": self._inputs[row], "labels": self._labels[row]}
+        record["id"] = int(self._ids[row])
+        return record if self._mask is None else {**record, "label_mask": self._mask[row]}
 
     def __repr__(self) -> str:
         return (
@@ -177,8 +193,12 @@ class ArraySource:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All records at once, read-only: `inputs` [n, ...], `labels` uint8 [n, L], `ids` [n]."""
-        return {"inputs": self._inputs, "labels": self._labels, "ids": self._ids}
+        """All records at once, read-only: `inputs` [n, ...], `labels` uint8 [n, L], `ids` [n].
+
+        Where some labels are unknown, also `label_mask`, bool [n, L].
+        """
+        arrays = {"inputs": self._inputs, "labels": self._labels, "ids": self._ids}
+        return arrays if self._mask is None else {**arrays, "label_mask": self._mask}
 
 
 def checked_index(index: SupportsIndex, size: int) -> int:
@@ -205,10 +225,16 @@ def _frozen(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _fingerprint(
-    inputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str], ids: np.ndarray | None
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    ids: np.ndarray | None,
+    mask: np.ndarray | None,
 ) -> str:
     digest = hashlib.sha256()
-    for array in (inputs, labels) if ids is None else (inputs, labels, ids):
+    for array in (inputs, labels, ids, mask):
+        if array is None:
+            continue
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(json.dumps([little.dtype.str, little.shape]).encode())
         digest.update(little.reshape(-1).data)
@@ -220,6 +246,8 @@ def _fingerprint(
 class _Opener:
     target: str | Callable[..., Source]  # "module:function", so that listing it imports nothing
     options: tuple[str, ...]
+    # The options, with their defaults, that say which row an id means; None: every option does.
+    identity: Mapping[str, str] | None = None
 
     def __call__(self, *arguments: Any) -> Source:
         if not isinstance(self.target, str):
@@ -229,16 +257,28 @@ class _Opener:
 
 
 _SCHEMES = {
-    "digits": _Opener("jaxmlcl.data.digits:open_digits", ("size", "seed")),
-    "openml": _Opener("jaxmlcl.data.openml:open_openml", ("labels", "version", "missing")),
+    "digits": _Opener(
+        "jaxmlcl.data.digits:open_digits",
+        ("size", "seed", "unknown", "unknown_seed"),
+        identity={"seed": "0"},
+    ),
+    "openml": _Opener(
+        "jaxmlcl.data.openml:open_openml",
+        ("labels", "version", "missing", "unknown"),
+        identity={"version": ""},
+    ),
 }
 _ENDINGS = {
-    ".arff": _Opener("jaxmlcl.data.arff:open_arff", ("xml", "missing")),
-    ".csv": _Opener("jaxmlcl.data.table:open_csv", ("labels", "id", "missing")),
-    ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
-    ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ()),
-    ".npy": _Opener("jaxmlcl.data.numpy_files:open_npy", ("labels", "meta", "indices")),
-    ".npz": _Opener("jaxmlcl.data.numpy_files:open_npz", ()),
+    ".arff": _Opener("jaxmlcl.data.arff:open_arff", ("xml", "missing", "unknown"), identity={}),
+    ".csv": _Opener(
+        "jaxmlcl.data.table:open_csv", ("labels", "id", "missing", "unknown"), identity={"id": ""}
+    ),
+    ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", (), identity={}),
+    ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", (), identity={}),
+    ".npy": _Opener(
+        "jaxmlcl.data.numpy_files:open_npy", ("labels", "meta", "indices", "unknown"), identity={}
+    ),
+    ".npz": _Opener("jaxmlcl.data.numpy_files:open_npz", (), identity={}),
 }
 
 
@@ -314,28 +354,56 @@ def open_source(
       jaxmlcl.errors.DataError: digits:test?sise=8: unknown option 'sise' (did you mean 'size'?)
     """
     text = os.fspath(uri)
-    location, _, query = text.partition("?")
-    places = _places(root)
-    scheme, colon, body = location.partition(":")
-    ending = os.path.splitext(location)[1].lower()
-    is_scheme = bool(colon) and scheme.lower() in _SCHEMES
-    if not is_scheme and ending not in _ENDINGS:
-        supported = ", ".join([*sorted(_ENDINGS), *(f"{name}:" for name in sorted(_SCHEMES))])
-        raise DataError(
-            f"{text}: unknown kind of source{_nearest(scheme, _SCHEMES)}; supported are {supported}"
-        )
-    opener = _SCHEMES[scheme.lower()] if is_scheme else _ENDINGS[ending]
-    options = _options(query, (*opener.options, *_PART_OPTIONS), text)
+    address = _address(text)
+    opener, options, places = address.opener, dict(address.options), _places(root)
     part = {name: options.pop(name) for name in _PART_OPTIONS if name in options}
     # A scheme needs no folder, and a run may carry the name of one that is no longer there.
-    if not is_scheme and root is not None and not os.path.isdir(os.path.expanduser(root)):
+    if not address.scheme and root is not None and not os.path.isdir(os.path.expanduser(root)):
         raise DataError(f"{os.fspath(root)}: data.root is not a folder; name the one with the data")
-    source = opener(body if is_scheme else find_file(location, places), options, places)
+    source = opener(
+        address.body if address.scheme else find_file(address.body, places), options, places
+    )
     if not part:
         return source
     from jaxmlcl.data.stratify import take_part
 
     return take_part(source, part, text)
+
+
+def row_origin(
+    uri: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None
+) -> tuple[str, ...]:
+    """What the ids of a source count: sources of one origin have the rows with equal ids in common.
+
+    Args:
+      uri: what `open_source` takes; a file must exist.
+      root: as `open_source` takes it.
+
+    Returns:
+      The file, or the scheme and what follows it, and the options that say which row an id means.
+      Parts of a file, and ways to read it, have the origin of the file.
+
+    Raises:
+      DataError: a kind of data or an option that is not known, or no such file.
+
+    Example:
+      >>> row_origin("digits:train?size=40&part=rest") == row_origin("digits:train?seed=0")
+      True
+      >>> row_origin("digits:train?seed=1") == row_origin("digits:train")
+      False
+    """
+    address = _address(os.fspath(uri))
+    options = address.options
+    if address.opener.identity is None:
+        chosen = {name: options[name] for name in sorted(options) if name not in _PART_OPTIONS}
+    else:
+        chosen = {
+            name: options.get(name, default) for name, default in address.opener.identity.items()
+        }
+    place = address.body
+    if not address.scheme:
+        place = os.path.realpath(find_file(address.body, _places(root)))
+    return (address.scheme, place, *(f"{name}={value}" for name, value in chosen.items()))
 
 
 def find_file(path: str, places: Sequence[Path], hint: bool = True) -> Path:
@@ -386,6 +454,22 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def fraction_option(options: Mapping[str, str], name: str, *, default: str, where: str) -> float:
+    """The number between 0 and 1 that option `name` holds, or `default`.
+
+    Raises:
+      DataError: it is not such a number.
+
+    Example:
+      >>> fraction_option({"fraction": ".25"}, "fraction", default="0.2", where="birds.csv")
+      0.25
+    """
+    text = options.get(name, default)
+    if not re.fullmatch(r"0?\.[0-9]{1,15}", text) or not 0 < float(text) < 1:
+        raise DataError(f"{where}: option {name}={shorten(text)} must be a number between 0 and 1")
+    return float(text)
+
+
 def integer_option(
     options: Mapping[str, str], name: str, *, default: int, low: int, high: int, where: str
 ) -> int:
@@ -404,6 +488,31 @@ def integer_option(
             f"{where}: option {name}={shorten(text)} must be a whole number from {low} to {high}"
         )
     return int(text)
+
+
+class _Address(NamedTuple):
+    # A URI taken apart: the scheme, or "" for a file; what follows it, or the path; the options.
+    scheme: str
+    body: str
+    opener: _Opener
+    options: dict[str, str]
+
+
+def _address(text: str) -> _Address:
+    location, _, query = text.partition("?")
+    scheme, colon, body = location.partition(":")
+    ending = os.path.splitext(location)[1].lower()
+    is_scheme = bool(colon) and scheme.lower() in _SCHEMES
+    if not is_scheme and ending not in _ENDINGS:
+        supported = ", ".join([*sorted(_ENDINGS), *(f"{name}:" for name in sorted(_SCHEMES))])
+        raise DataError(
+            f"{text}: unknown kind of source{_nearest(scheme, _SCHEMES)}; supported are {supported}"
+        )
+    opener = _SCHEMES[scheme.lower()] if is_scheme else _ENDINGS[ending]
+    options = _options(query, (*opener.options, *_PART_OPTIONS), text)
+    return _Address(
+        scheme.lower() if is_scheme else "", body if is_scheme else location, opener, options
+    )
 
 
 def _places(root: str | os.PathLike[str] | None) -> list[Path]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxmlcl.data.source import ArraySource, Source, integer_option, shorten
+from jaxmlcl.data.source import ArraySource, Source, fraction_option, integer_option, shorten
 from jaxmlcl.errors import DataError
 
 
@@ -99,17 +98,13 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
     if part not in ("rest", "held-out"):
         told = f"part={shorten(part)}" if part else f"option {next(iter(options))!r} without a part"
         raise DataError(f"{where}: {told}; write part=rest or part=held-out")
-    text = options.get("fraction", "0.2")
-    if not re.fullmatch(r"0?\.[0-9]{1,15}", text) or not 0 < float(text) < 1:
-        raise DataError(
-            f"{where}: option fraction={shorten(text)} must be a number between 0 and 1"
-        )
+    fraction = fraction_option(options, "fraction", default="0.2", where=where)
     seed = integer_option(options, "split_seed", default=0, low=0, high=2**63 - 1, where=where)
     arrays: Any = getattr(source, "arrays", None)
     if arrays is None:
         raise DataError(f"{where}: parts can be taken of sources that fit in memory only")
     whole = arrays()
-    rows = stratified_split(whole["labels"], float(text), seed)[part == "held-out"]
+    rows = stratified_split(whole["labels"], fraction, seed)[part == "held-out"]
     if len(rows) == 0:
         raise DataError(f"{where}: part {part!r} of {len(source)} rows is empty")
     return ArraySource(
@@ -120,4 +115,5 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
         feature_names=getattr(source, "feature_names", None),
         ids=whole["ids"][rows],
         where=where,
+        label_mask=whole["label_mask"][rows] if "label_mask" in whole else None,
     )

@@ -10,9 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmlcl.data._checks import MISSING, beside, columns_of, fill_with_means, wants_means
+from jaxmlcl.data._checks import (
+    MISSING,
+    beside,
+    columns_of,
+    fill_with_means,
+    wants_mask,
+    wants_means,
+)
 from jaxmlcl.data.source import ArraySource, read_text, shorten
 from jaxmlcl.errors import DataError
+
+# Cells that stand for nothing, in lower case; "nan" is a number to Python.
+_NOTHING = frozenset({"", "?", "na"})
 
 
 def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> ArraySource:
@@ -23,7 +33,8 @@ def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
       options: `labels`, the label columns as `a,b` or `prefix*`; left out, a JSON list of their
         names beside the file, `birds.labels.json` for `birds.csv` and `birds-train.csv`. `id`, a
         column of different whole numbers that become the ids. `missing`, "mean" to put the mean of
-        the known values of its column in the place of an empty feature.
+        the known values of its column in the place of a missing feature. `unknown`, "mask" to take
+        a missing label as unknown. A cell is missing that is empty, `?`, `NA` or `NaN`.
       places: not used.
 
     Returns:
@@ -56,7 +67,9 @@ def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
     if not features:
         raise DataError(f"{path}: every column is a label or the id; no feature is left")
     fills = wants_means(options, where)
-    table = _numbers(path, header, rows, lines, frozenset(features) if fills else frozenset())
+    masks = wants_mask(options, where)
+    gaps = frozenset([*(features if fills else ()), *(labels if masks else ())])
+    table = _numbers(path, header, rows, lines, gaps)
     names = [header[column] for column in features]
     with np.errstate(over="ignore"):  # too large becomes infinite, which the source refuses
         inputs = table[:, features].astype(np.float32)
@@ -69,6 +82,7 @@ def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
         ids=_ids(path, header[identity[0]], table[:, identity[0]], lines) if identity else None,
         where=where,
         locate=lambda row: f"line {lines[row]}",
+        label_mask=~np.isnan(table[:, labels]) if masks else None,
     )
 
 
@@ -137,7 +151,7 @@ def _numbers(
     lines: Sequence[int],
     may_miss: frozenset[int],
 ) -> np.ndarray:
-    # float64 [n, columns]; an empty cell in the columns `may_miss` is NaN.
+    # float64 [n, columns]; what is missing in the columns `may_miss` is NaN.
     table = np.empty((len(rows), len(header)))
     for row, (cells, line) in enumerate(zip(rows, lines, strict=True)):
         try:
@@ -150,7 +164,7 @@ def _numbers(
 
 def _number(cell: str, may_miss: bool, path: Path, line: int, name: str) -> float:
     where = f"{path}, line {line}, column {shorten(name)}"
-    if not cell.strip():
+    if cell.strip().lower() in _NOTHING:
         if may_miss:
             return math.nan
         raise DataError(f"{where}: {MISSING}")

@@ -147,6 +147,7 @@ def multi_positive_infonce(
     anchor_ids: ArrayLike | None = None,
     key_ids: ArrayLike | None = None,
     label_mask: ArrayLike | None = None,
+    key_label_mask: ArrayLike | None = None,
     threshold: float = 0.5,
     chunk_size: int | None = None,
     class_sums: tuple[ArrayLike, ArrayLike] | None = None,
@@ -203,8 +204,12 @@ def multi_positive_infonce(
             -1, so that the anchor's own key stays a positive. None: nothing is left out.
         key_ids: [K] sample ids; given together with `anchor_ids`.
         label_mask: [B, L], False for unknown labels of an anchor, which then count as not
-            present: in the positives, in |y_i| and in the label set that `all` and `jaccard`
-            compare. Unknown labels of keys are the caller's to zero.
+            present: in the positives, in |y_i| and, without `key_label_mask`, in the label set
+            that `all` and `jaccard` compare.
+        key_label_mask: [K, L], False for unknown labels of a key, which then count as not present:
+            the key is no positive for them and not among the c_j. Given, `all` and `jaccard`
+            compare each pair on the labels known to both, and a pair without any is no positive.
+            None: every label of the keys is known, or has been zeroed by the caller.
         threshold: least Jaccard index of a positive, in [0, 1]; only `jaccard` uses it.
         chunk_size: keys scored at a time, so that no [B, K] array is kept, in the backward pass
             neither; None for all at once. The value does not depend on it beyond rounding.
@@ -252,6 +257,7 @@ def multi_positive_infonce(
         anchor_ids=anchor_ids,
         key_ids=key_ids,
         label_mask=label_mask,
+        key_label_mask=key_label_mask,
         where=where,
         threshold=threshold,
         chunk_size=chunk_size,
@@ -281,7 +287,7 @@ def multi_positive_infonce(
             nothing = jnp.zeros_like(total)
             return _Walk(maximum, total, nothing, nothing, nothing)
         weights, positive = positive_pairs(
-            labels,
+            of_anchors,
             chunk_keys,
             allowed,
             weighting=weighting,

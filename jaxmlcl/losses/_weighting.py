@@ -25,6 +25,7 @@ class Keys(NamedTuple):
     labels: jax.Array  # [K, L]
     valid: jax.Array | None  # [K]
     ids: jax.Array | None  # [K]
+    known: jax.Array | None  # [K, L], 1 where the label is known
 
 
 class Anchors(NamedTuple):
@@ -33,6 +34,7 @@ class Anchors(NamedTuple):
     labels: jax.Array  # [B, L]
     kept: jax.Array  # [B]
     ids: jax.Array | None  # [B]
+    known: jax.Array | None  # [B, L], as that of the keys; given where theirs is
 
 
 def check_and_blank(
@@ -45,6 +47,7 @@ def check_and_blank(
     anchor_ids: ArrayLike | None = None,
     key_ids: ArrayLike | None = None,
     label_mask: ArrayLike | None = None,
+    key_label_mask: ArrayLike | None = None,
     where: ArrayLike | None = None,
     threshold: float = 0.5,
     chunk_size: int | None = None,
@@ -63,6 +66,7 @@ def check_and_blank(
         ("anchor_ids", anchor_ids, {"B": num_anchors}),
         ("key_ids", key_ids, {"K": num_keys}),
         ("label_mask", label_mask, {"B": num_anchors, "L": num_labels}),
+        ("key_label_mask", key_label_mask, {"K": num_keys, "L": num_labels}),
         ("where", where, {"B": num_anchors}),
     ):
         if array is not None:
@@ -79,14 +83,25 @@ def check_and_blank(
     binary = weighting in LOGICAL
     masked = label_mask is not None or where is not None
     check_labels("anchor_labels", anchor_labels, known if masked else None, binary=binary)
-    check_labels("key_labels", key_labels, None if valid is None else valid[:, None], binary=binary)
+    key_known = None if valid is None else valid[:, None]
+    if key_label_mask is not None:
+        mask = jnp.asarray(key_label_mask, bool)
+        key_known = mask if key_known is None else mask & key_known
+    check_labels("key_labels", key_labels, key_known, binary=binary)
     of_anchors = jnp.where(known, jnp.asarray(anchor_labels, dtype), 0)
     of_keys = jnp.asarray(key_labels, dtype)
-    if valid is not None:
-        of_keys = jnp.where(valid[:, None], of_keys, 0)
+    if key_known is not None:
+        of_keys = jnp.where(key_known, of_keys, 0)
+    # Only the weightings that compare sets look at which labels are known; to the others a label
+    # that is unknown is a 0.
+    anchor_compared = key_compared = None
+    if key_label_mask is not None and binary:
+        anchor_compared = jnp.broadcast_to(known, of_anchors.shape).astype(dtype)
+        key_compared = jnp.asarray(key_known, dtype)
+    own_ids, ids = (None if x is None else jnp.asarray(x) for x in (anchor_ids, key_ids))
     return (
-        Anchors(of_anchors, kept, None if anchor_ids is None else jnp.asarray(anchor_ids)),
-        Keys(of_keys, valid, None if key_ids is None else jnp.asarray(key_ids)),
+        Anchors(of_anchors, kept, own_ids, anchor_compared),
+        Keys(of_keys, valid, ids, key_compared),
     )
 
 
@@ -109,7 +124,7 @@ def allowed_pairs(anchors: Anchors, keys: Keys) -> jax.Array:
 
 
 def positive_pairs(
-    labels: jax.Array,
+    anchors: Anchors,
     keys: Keys,
     allowed: jax.Array,
     *,
@@ -123,8 +138,13 @@ def positive_pairs(
     `label_weights` [B, L] is y_ij / c_ij, which the weights of `mulsupcon` are made of; without it
     they are left at 1, which is enough to know the positives.
     """
-    shared = dot(labels, keys.labels.T)
-    sizes, key_sizes = labels.sum(-1)[:, None], keys.labels.sum(-1)[None, :]
+    shared = dot(anchors.labels, keys.labels.T)
+    if anchors.known is None or keys.known is None:
+        sizes, key_sizes = anchors.labels.sum(-1)[:, None], keys.labels.sum(-1)[None, :]
+    else:
+        # The sizes of both label sets among the labels known to both; pairs without any are out.
+        sizes, key_sizes = dot(anchors.labels, keys.known.T), dot(anchors.known, keys.labels.T)
+        allowed &= dot(anchors.known, keys.known.T) > 0
     if weighting == "all":
         positive = (shared == sizes) & (shared == key_sizes)
         if not empty_matches_empty:
@@ -188,6 +208,7 @@ def pair_statistics(
     anchor_ids: ArrayLike | None = None,
     key_ids: ArrayLike | None = None,
     label_mask: ArrayLike | None = None,
+    key_label_mask: ArrayLike | None = None,
     threshold: float = 0.5,
     empty_matches_empty: bool = True,
     where: ArrayLike | None = None,
@@ -207,6 +228,7 @@ def pair_statistics(
         anchor_ids: [B] sample ids; pairs with equal ids are left out, negative ids match nothing.
         key_ids: [K] sample ids.
         label_mask: [B, L], False for unknown labels of an anchor.
+        key_label_mask: [K, L], the same for keys.
         threshold: least Jaccard index of a positive, in [0, 1].
         empty_matches_empty: whether `all` and `jaccard` pair two empty label sets.
         where: [B], False for anchors to leave out.
@@ -232,6 +254,7 @@ def pair_statistics(
         anchor_ids=anchor_ids,
         key_ids=key_ids,
         label_mask=label_mask,
+        key_label_mask=key_label_mask,
         where=where,
         threshold=threshold,
         chunk_size=chunk_size,
@@ -240,7 +263,7 @@ def pair_statistics(
 
     def count(chunk: Keys) -> jax.Array:
         _, positive = positive_pairs(
-            anchors.labels,
+            anchors,
             chunk,
             allowed_pairs(anchors, chunk),
             weighting=weighting,

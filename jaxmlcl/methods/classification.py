@@ -48,11 +48,11 @@ class Classification(Objective):
     def loss(
         self, params: PyTree, state: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
-        """The per-label loss of the logits."""
+        """The per-label loss of the logits, over the labels that are known."""
         train = self.encoder_mode == "train"
         logits, stats = self._logits(params, state, batch.inputs, train, key)
         function = {"bce": binary_cross_entropy, "focal": focal, "asymmetric": asymmetric}
-        loss = function[self.loss_name](logits, batch.labels)
+        loss = function[self.loss_name](logits, batch.labels, label_mask=batch.label_mask)
         return loss, Aux({"batch_stats": {"encoder": stats}}, {})
 
     def scores(self, params: PyTree, state: PyTree, inputs: jax.Array) -> jax.Array:

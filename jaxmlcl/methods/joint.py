@@ -64,7 +64,7 @@ class JointMulSupCon(Objective):
             _without_classifier(params), state, batch, key
         )
         logits = run_classifier(params["classifier"], features, batch.inputs.dtype)
-        entropy = binary_cross_entropy(logits, batch.labels)
+        entropy = binary_cross_entropy(logits, batch.labels, label_mask=batch.label_mask)
         terms = {"contrastive_loss": contrastive, "classification_loss": entropy}
         loss = self.contrast_weight * contrastive + self.weight * entropy
         return loss, aux._replace(measurements={**aux.measurements, **terms})

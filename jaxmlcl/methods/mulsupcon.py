@@ -134,6 +134,12 @@ class MulSupCon(Objective):
             # The batch's keys keep id -1, so that an anchor's own key stays its positive.
             pairs["anchor_ids"] = batch.ids
             pairs["key_ids"] = jnp.concatenate([jnp.full(size, -1, batch.ids.dtype), old_ids])
+        if batch.label_mask is not None:
+            # A sample of which nothing is known is no anchor; its key stays in the denominator.
+            pairs["label_mask"] = batch.label_mask
+            pairs["where"] = batch.label_mask.any(-1)
+            known = momentum_queue.known_labels(queue)
+            pairs["key_label_mask"] = jnp.concatenate([batch.label_mask, known])
         key_labels = jnp.concatenate([batch.labels, old_labels.astype(batch.labels.dtype)])
         loss = multi_positive_infonce(
             anchors,
@@ -148,12 +154,14 @@ class MulSupCon(Objective):
             "queue_fill": momentum_queue.fill_fraction(queue),
         }
         new = {**state, "batch_stats": stats, "key_stats": key_stats}
-        return loss, Aux(new, measurements, (keys, batch.labels, batch.ids)), features
+        emitted: tuple[Any, ...] = (keys, batch.labels, batch.ids)
+        if batch.label_mask is not None:
+            emitted = (*emitted, batch.label_mask)
+        return loss, Aux(new, measurements, emitted), features
 
     def after_step(self, state: PyTree, emitted: PyTree) -> PyTree:
         """The queue with the step's keys."""
-        keys, labels, ids = emitted
-        return {**state, "queue": momentum_queue.enqueue(state["queue"], keys, labels, ids)}
+        return {**state, "queue": momentum_queue.enqueue(state["queue"], *emitted)}
 
     def embed(self, params: PyTree, state: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
         """The representation [B, width] and the normalised embedding [B, D]."""

@@ -24,6 +24,7 @@ class Predictions:
     scores: np.ndarray  # [n, L]
     labels: np.ndarray  # [n, L] 0/1
     label_names: tuple[str, ...]
+    label_mask: np.ndarray | None = None  # [n, L], False for unknown labels; None: all are known
 
 
 @dataclass(frozen=True)
@@ -197,15 +198,17 @@ def read_predictions(path: Path) -> Predictions:
         with np.load(path, allow_pickle=False) as file:
             ids, scores, labels = file["ids"], file["scores"], file["labels"]
             names = tuple(str(name) for name in file["label_names"])
+            mask = file["label_mask"].astype(bool) if "label_mask" in file else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged predictions ({error}); {_remake(path)}") from error
     shape = (len(ids), len(names)) if ids.ndim == 1 else None
-    if scores.shape != shape or labels.shape != shape:
+    masked = mask is None or mask.shape == shape
+    if scores.shape != shape or labels.shape != shape or not masked:
         raise UserError(
             f"{path}: ids {ids.shape}, scores {scores.shape}, labels {labels.shape} and "
             f"{len(names)} label names do not fit together; {_remake(path)}"
         )
-    return Predictions(ids, scores, labels, names)
+    return Predictions(ids, scores, labels, names, mask)
 
 
 def expect(value: Any, kind: type, path: Path, field: str) -> Any:

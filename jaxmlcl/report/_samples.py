@@ -71,6 +71,7 @@ def show_samples(run: Run, samples: Mapping[str, Any] | None) -> dict[str, Any] 
         "cards": cards,
         "images": inputs is not None,
         "stages": list(predictions),
+        "unknown": main.label_mask is not None,
         "thresholds": [(stage, f"{value:.2g}") for stage, value in thresholds.items()],
         "unmatched": sum(key not in rows[list(rows)[-1]] for key in ids.tolist()),
     }
@@ -105,6 +106,8 @@ def _threshold(result: dict[str, Any]) -> float:
 def _chips(predictions: Predictions, row: int, threshold: float, with_top: bool) -> dict[str, Any]:
     """Labels of a sample that are predicted or true, by score; for vectors at least the top 3."""
     scores, truth = predictions.scores[row], predictions.labels[row] > 0
+    mask = predictions.label_mask
+    known = np.ones(len(truth), bool) if mask is None else mask[row]
     predicted = scores >= threshold
     order = np.argsort(-scores, kind="stable")
     top = set(order[:3].tolist()) if with_top else set()
@@ -118,6 +121,8 @@ def _chips(predictions: Predictions, row: int, threshold: float, with_top: bool)
     chips = []
     for j in listed[:MAX_CHIPS]:
         verdict, sign = verdicts[bool(predicted[j]), bool(truth[j])]
+        if not known[j]:
+            verdict, sign = "unknown", "?"
         name, score = predictions.label_names[j], decimal(float(scores[j]), 2)
         chips.append({"label": name, "score": score, "verdict": verdict, "sign": sign})
     return {"chips": chips, "more": len(listed) - len(chips)}

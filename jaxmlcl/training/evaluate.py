@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +14,13 @@ from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.evaluation import evaluate_scores
 from jaxmlcl.io import write_atomic
 from jaxmlcl.training.experiment import Experiment
-from jaxmlcl.training.scoring import Scored, score_stages
+from jaxmlcl.training.scoring import Split, score_splits
 
 
 def evaluate_run(
     experiment: Experiment,
     workdir: Path,
-    split: Literal["train", "validation", "test"],
+    split: Split,
     stage: str | None = None,
     *,
     report: Callable[[str], None] = lambda _: None,
@@ -42,22 +42,26 @@ def evaluate_run(
       and the main stage's once more at the top level.
 
     Raises:
-      UserError: no such stage, an unfinished one, or data that do not fit it.
+      UserError: no such stage, an unfinished one, data that do not fit it, or a test split with
+        rows that were trained or selected on.
     """
     if getattr(experiment.data, split) is None:
         raise ConfigError(f"data.{split}: the experiment names no {split} split to score")
     stages = None if stage is None else [stage]
-    scored = score_stages(experiment, workdir, split, stages, report=report)
-    validation: Scored | None = None
+    splits: list[Split] = [split]
     if experiment.data.validation is not None and split != "validation":
-        validation = score_stages(experiment, workdir, "validation", stages)
-        if validation.metadata.fingerprint == scored.metadata.fingerprint:
-            validation = None
+        splits.append("validation")
+    found_in = score_splits(experiment, workdir, splits, stages, report=report)
+    scored, validation = found_in[split], found_in.get("validation")
+    if validation and validation.metadata.fingerprint == scored.metadata.fingerprint:
+        validation = None
     names = scored.metadata.label_names
     results: dict[str, dict[str, Any]] = {}
     for name in sorted(scored.stages, key=lambda name: name == experiment.main):
         found = scored.stages[name]
         arrays = {"ids": scored.ids, "scores": found.scores, "labels": scored.labels}
+        if scored.label_mask is not None:
+            arrays["label_mask"] = scored.label_mask
         _write_arrays(
             workdir / "evaluation" / f"{name}-{split}.npz",
             {**arrays, "label_names": np.array(names, dtype=np.str_)},
@@ -69,6 +73,8 @@ def evaluate_run(
                 label_names=names,
                 validation_scores=validation.stages[name].scores if validation else None,
                 validation_labels=validation.labels if validation else None,
+                label_mask=scored.label_mask,
+                validation_mask=validation.label_mask if validation else None,
                 run={
                     "stage": name,
                     "step": found.step,

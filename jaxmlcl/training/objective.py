@@ -25,6 +25,8 @@ class Batch:
     """[B] int32, the samples' ids in their source."""
     step_samples: int = dataclasses.field(metadata={"static": True})
     """Samples in the whole step: B, or the sum over its micro-batches."""
+    label_mask: jax.Array | None = None
+    """[B, L] bool, False for unknown labels, which are 0 in `labels`; None: all are known."""
 
 
 class BatchSpec(NamedTuple):
@@ -33,6 +35,7 @@ class BatchSpec(NamedTuple):
     inputs: jax.ShapeDtypeStruct
     labels: jax.ShapeDtypeStruct
     step_samples: int
+    label_mask: jax.ShapeDtypeStruct | None = None
 
 
 class Aux(NamedTuple):

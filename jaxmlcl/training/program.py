@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmlcl.data.source import Source
-from jaxmlcl.errors import ConfigError
+from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.sharding import batch_sharding, replicated
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.objective import BatchSpec
@@ -146,10 +146,12 @@ def build_stage(
     metadata = source.metadata
     views = stage.objective.views
     shape = (stage.batch_size, *((views,) if views > 1 else ()), *metadata.input_shape)
+    label_shape = (stage.batch_size, len(metadata.label_names))
     spec = BatchSpec(
         jax.ShapeDtypeStruct(shape, dtype),
-        jax.ShapeDtypeStruct((stage.batch_size, len(metadata.label_names)), jnp.float32),
+        jax.ShapeDtypeStruct(label_shape, jnp.float32),
         stage.batch_size,
+        jax.ShapeDtypeStruct(label_shape, bool) if metadata.unknown_labels else None,
     )
     # Named, not numbered: a stage draws the same numbers wherever it stands in the experiment.
     key = jax.random.fold_in(jax.random.key(experiment.seed), zlib.crc32(name.encode()))
@@ -219,3 +221,25 @@ def source_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:
     records = [source[index] for index in range(len(source))]
     labels = np.stack([record["labels"] for record in records])
     return labels, np.asarray([record["id"] for record in records], np.int32)
+
+
+def source_mask(source: Source, name: str) -> np.ndarray | None:
+    """Which labels of a source are known, bool [n, L]; None where all are.
+
+    Args:
+      source: the source.
+      name: what messages call it.
+
+    Raises:
+      DataError: none is.
+    """
+    if not source.metadata.unknown_labels:
+        return None
+    arrays = source_arrays(source)
+    if arrays is not None:
+        known = arrays["label_mask"]
+    else:
+        known = np.stack([source[index]["label_mask"] for index in range(len(source))])
+    if not known.any():
+        raise DataError(f"{name}: no label is known in any row; there is nothing to measure")
+    return None if known.all() else known

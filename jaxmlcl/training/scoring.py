@@ -10,19 +10,28 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxmlcl.data.source import SourceMetadata
+from jaxmlcl.data.source import Source, SourceMetadata
 from jaxmlcl.errors import CheckpointError, ConfigError, UserError
 from jaxmlcl.sharding import MeshSpec
-from jaxmlcl.training.checkpoint import CheckpointStore
+from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.program import (
     build_stage,
     device_constants,
     scoring_batches,
     source_labels,
+    source_mask,
 )
-from jaxmlcl.training.splits import Preparation, open_split
+from jaxmlcl.training.splits import (
+    Preparation,
+    check_apart,
+    check_same_labels,
+    open_split,
+    share_origin,
+)
 from jaxmlcl.training.trainer import check_fingerprint, load_stage, stage_folder
+
+Split = Literal["train", "validation", "test"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Scored:
     ids: np.ndarray
     """[n] int32."""
     stages: dict[str, StageScores]
+    label_mask: np.ndarray | None = None
+    """[n, L] bool, False for unknown labels, which are 0 in `labels`; None: all are known."""
 
 
 def scoring_stages(experiment: Experiment) -> list[str]:
@@ -55,23 +66,36 @@ def scoring_stages(experiment: Experiment) -> list[str]:
 def score_stages(
     experiment: Experiment,
     workdir: Path,
-    split: Literal["train", "validation", "test"],
+    split: Split,
     stages: Sequence[str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Scored:
-    """Score every row of a split with the networks that stages ended with.
+    """Score every row of a split with the networks that stages ended with; see `score_splits`."""
+    return score_splits(experiment, workdir, [split], stages, devices, report)[split]
+
+
+def score_splits(
+    experiment: Experiment,
+    workdir: Path,
+    splits: Sequence[Split],
+    stages: Sequence[str] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[Split, Scored]:
+    """Score every row of some splits with the networks that stages ended with, each restored once.
 
     Args:
       experiment: the run's experiment.
       workdir: the run's folder.
-      split: which rows.
+      splits: which rows.
       stages: names of stages; all that give scores by default.
       devices: the devices to use; all by default.
       report: called with a line for each damaged checkpoint that is passed over.
 
     Raises:
-      UserError: there is no such stage, it is not finished, or the data do not fit it.
+      UserError: there is no such stage, it is not finished, the data do not fit it, or rows of the
+        test split were trained or selected on.
     """
     known = scoring_stages(experiment)
     chosen = known if stages is None else list(stages)
@@ -84,28 +108,54 @@ def score_stages(
         raise UserError(f"{experiment.name}: no stage gives label scores; add a probe or BCE stage")
     # On whatever devices there are now: a mesh of fixed sizes may have been another machine's.
     mesh = MeshSpec(rules=experiment.mesh.rules).build(devices)
-    source = open_split(experiment.data, split)
+    sources = {split: open_split(experiment.data, split) for split in splits}
     preparation = Preparation.load(workdir / "preparation.npz")
     constants = device_constants(preparation, None, mesh, experiment.precision)
-    labels, ids = source_labels(source)
     # A length relative to other stages' FLOPs does not matter here: any number will do.
     flops = dict.fromkeys(experiment.stages, 1.0)
-    results = {}
+    results: dict[Split, dict[str, StageScores]] = {split: {} for split in splits}
     for name in chosen:
-        program = build_stage(experiment, name, mesh, source, flops)
+        program = build_stage(experiment, name, mesh, sources[splits[0]], flops)
         store = CheckpointStore(stage_folder(workdir, name))
         state, checkpoint = load_stage(store, program, report)
-        if split != "test":
-            check_fingerprint(checkpoint, split, source)
-        if checkpoint.host["data"]["label_names"] != list(source.metadata.label_names):
-            raise CheckpointError(
-                f"data.{split}: its labels are not those that {name} was trained on, or not in "
-                "their order; use a split of the same data set"
-            )
         score = program.scorer(constants)
-        parts = [
-            jax.device_get(score(state.params, state.objective, inputs))[:valid]
-            for inputs, valid in scoring_batches(source, mesh)
-        ]
-        results[name] = StageScores(np.concatenate(parts), checkpoint.step, checkpoint.path.name)
-    return Scored(source.metadata, labels, ids, results)
+        for split, source in sources.items():
+            if split != "test":
+                check_fingerprint(checkpoint, split, source)
+            elif name == chosen[0]:
+                _check_test(experiment, checkpoint, source)
+            if checkpoint.host["data"]["label_names"] != list(source.metadata.label_names):
+                raise CheckpointError(
+                    f"data.{split}: its labels are not those that {name} was trained on, or not in "
+                    "their order; use a split of the same data set"
+                )
+            check_same_labels(sources[splits[0]], source, (splits[0], split))
+            parts = [
+                jax.device_get(score(state.params, state.objective, inputs))[:valid]
+                for inputs, valid in scoring_batches(source, mesh)
+            ]
+            results[split][name] = StageScores(
+                np.concatenate(parts), checkpoint.step, checkpoint.path.name
+            )
+    return {
+        split: Scored(
+            source.metadata,
+            *source_labels(source),
+            results[split],
+            source_mask(source, f"data.{split}"),
+        )
+        for split, source in sources.items()
+    }
+
+
+def _check_test(experiment: Experiment, checkpoint: Checkpoint, test: Source) -> None:
+    """Refuse to report on rows that were trained or selected on."""
+    data = experiment.data
+    for other in ("train", "validation"):
+        if getattr(data, other) is None:
+            continue
+        # The fingerprint is remembered; other splits are opened only where a file is shared.
+        if checkpoint.host["data"].get(other) == test.metadata.fingerprint:
+            check_apart(data, "test", other, test, test)
+        elif share_origin(data, "test", other):
+            check_apart(data, "test", other, test, open_split(data, other))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmlcl.data.source import Source, open_source
+from jaxmlcl.data.source import Source, open_source, row_origin
 from jaxmlcl.errors import ConfigError, DataError, UserError
 from jaxmlcl.training.experiment import Data
 from jaxmlcl.training.workdir import write_file
@@ -71,6 +71,53 @@ def check_same_labels(first: Source, second: Source, names: tuple[str, str]) -> 
             f"data.{names[0]} has inputs of shape {a.input_shape}, data.{names[1]} of "
             f"{b.input_shape}; use splits of one data set"
         )
+
+
+def check_apart(data: Data, scored: str, other: str, first: Source, second: Source) -> None:
+    """Refuse to choose or report on rows that something else has already been fitted to.
+
+    Told by the content of the whole split and, for splits of one file, by the rows' ids; not by
+    the content of single rows, which may rightly occur more than once.
+
+    Args:
+      data: where the splits are.
+      scored: the split on which something would be chosen or reported.
+      other: the split that must have no row of it.
+      first: the source of `scored`.
+      second: the source of `other`.
+
+    Raises:
+      DataError: they have rows in common.
+    """
+    common = len(first)
+    if first.metadata.fingerprint != second.metadata.fingerprint:
+        if not share_origin(data, scored, other):
+            return
+        common = len(np.intersect1d(source_ids(first), source_ids(second)))
+    if common:
+        raise DataError(
+            f"data.{scored}: {common} of its {len(first)} rows are rows of data.{other}; selecting "
+            "and scoring need rows of their own: name another split, or take parts with "
+            "'?part=rest' and '?part=held-out'"
+        )
+
+
+def share_origin(data: Data, first: str, second: str) -> bool:
+    """Whether two splits are taken from one file, so that equal ids mean equal rows."""
+    try:
+        one, other = (row_origin(getattr(data, split), root=data.root) for split in (first, second))
+    except DataError:
+        # A file that is no longer there is not the one that is.
+        return False
+    return one == other
+
+
+def source_ids(source: Source) -> np.ndarray:
+    """The ids of a whole source, int32 [n]."""
+    arrays: Any = getattr(source, "arrays", None)
+    if arrays is not None:
+        return arrays()["ids"]
+    return np.asarray([source[index]["id"] for index in range(len(source))], np.int32)
 
 
 def fit_preparation(data: Data, train: Source) -> Preparation:

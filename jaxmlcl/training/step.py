@@ -81,7 +81,7 @@ class Program:
         """The objective's batch for a host batch: gathered, prepared and augmented."""
         if "index" in host:
             rows = self.place({"ids": host["index"]})["ids"]
-            host = {name: constants["resident"][name][rows] for name in ("inputs", "labels", "ids")}
+            host = {name: array[rows] for name, array in constants["resident"].items()}
         host = self.place(host)
         size = self.stage.batch_size
         position = step.astype(jnp.uint32) * size + jnp.arange(size, dtype=jnp.uint32)
@@ -95,7 +95,10 @@ class Program:
             self.stage.objective.views,
         )
         kind = jnp.promote_types(self.feed.dtype, jnp.float32)
-        return Batch(inputs, host["labels"].astype(kind), host["ids"], size)
+        labels, mask = host["labels"].astype(kind), host.get("label_mask")
+        if mask is not None:
+            labels = jnp.where(mask, labels, 0)
+        return Batch(inputs, labels, host["ids"], size, mask)
 
     def step(
         self, state: TrainState, host: PyTree, constants: PyTree
@@ -161,11 +164,13 @@ def count_flops(stage: Stage, spec: BatchSpec, params: PyTree, state: PyTree) ->
         rows(spec.inputs.shape, spec.inputs.dtype),
         rows(spec.labels.shape, kind),
         rows((spec.step_samples,), jnp.int32),
+        None if spec.label_mask is None else rows(spec.label_mask.shape, bool),
     )
 
     def work(params: PyTree, state: PyTree, arrays: Any, key: jax.Array) -> Any:
-        inputs, labels, ids = arrays
-        return _micro(stage, params, state, Batch(inputs, labels, ids, spec.step_samples), key)
+        inputs, labels, ids, mask = arrays
+        batch = Batch(inputs, labels, ids, spec.step_samples, mask)
+        return _micro(stage, params, state, batch, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Lowered for the host on every machine: other backends do not count before they compile.

@@ -30,9 +30,15 @@ from jaxmlcl.training.program import (
     device_constants,
     scoring_batches,
     source_labels,
+    source_mask,
 )
 from jaxmlcl.training.signals import stop_signals, stopped_by
-from jaxmlcl.training.splits import check_same_labels, fit_preparation, open_split
+from jaxmlcl.training.splits import (
+    check_apart,
+    check_same_labels,
+    fit_preparation,
+    open_split,
+)
 from jaxmlcl.training.step import TrainState, advance_plateau
 from jaxmlcl.training.workdir import open_workdir, write_file
 from jaxmlcl.training.writers import MetricsLog, TensorBoard
@@ -121,6 +127,8 @@ def train(
             run.plan()
             # Restore: find where the run stands, and forget what was logged after that.
             position = run.find_position()
+            if validation and any(stage.validates for stage in experiment.stages.values()):
+                check_apart(experiment.data, "validation", "train", validation, source)
             # Nothing is refused from here on: what the folder says is now about this run.
             write_file(workdir / "experiment.json", resolved)
             preparation.save(workdir / "preparation.npz")
@@ -369,6 +377,7 @@ class _Run:
             return None
         inputs = list(scoring_batches(validation, self.mesh))
         labels, _ = source_labels(validation)
+        known = source_mask(validation, "data.validation")
         score = program.scorer(self.constants)
 
         def validate(state: Any) -> dict[str, float]:
@@ -376,7 +385,7 @@ class _Run:
                 jax.device_get(score(state.params, state.objective, x))[:valid]
                 for x, valid in inputs
             ]
-            return validation_measures(np.concatenate(parts), labels)
+            return validation_measures(np.concatenate(parts), labels, known)
 
         return validate
 
@@ -477,13 +486,19 @@ def load_stage(
     return store.restore(chosen, program.abstract), chosen
 
 
-def validation_measures(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Mean binary cross-entropy of the scores, and the measures that are logged while training."""
+def validation_measures(
+    scores: np.ndarray, labels: np.ndarray, known: np.ndarray | None = None
+) -> dict[str, float]:
+    """Mean binary cross-entropy of the scores, and the measures that are logged while training.
+
+    Both over the labels that `known` [n, L] says are known; None: all.
+    """
     p = np.clip(scores.astype(np.float64), 1e-7, 1.0 - 1e-7)
-    loss = -np.where(labels > 0, np.log(p), np.log1p(-p)).mean()
+    losses = -np.where(labels > 0, np.log(p), np.log1p(-p))
+    loss = (losses if known is None else losses[known]).mean()
     if not np.isfinite(scores).all():
         return {"loss": math.nan, **dict.fromkeys(_VALIDATED, math.nan)}
-    measured = multilabel_metrics(scores, labels)
+    measured = multilabel_metrics(scores, labels, label_mask=known)
     return {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
 
 

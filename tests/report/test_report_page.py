@@ -327,6 +327,24 @@ def test_samples_are_matched_by_id(scored_run: Path, evaluate: Callable[..., Non
     assert {("width", "6"), ("height", "8")} <= sizes
 
 
+def test_unknown_labels_are_neither_right_nor_wrong(
+    scored_run: Path, evaluate: Callable[..., None]
+) -> None:
+    labels, scores = np.array([[0, 0, 1, 0]]), np.array([[0.9, 0.8, 0.7, 0.1]])
+    evaluate(scored_run, {"probe": scores}, labels, list("abcd"))
+    path = scored_run / "evaluation" / "probe-test.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    assert "true or not is unknown" not in check(build_report(scored_run)).all_text()
+    np.savez(path, **arrays, label_mask=np.array([[False, True, True, False]]))
+    words = check(build_report(scored_run)).all_text()
+    assert re.search(r"\? unknown: a 0\.90 \S false: b 0\.80 ✓ correct: c 0\.70", words)
+    assert "? true or not is unknown" in words
+    np.savez(path, **arrays, label_mask=np.ones((1, 3), bool))
+    with pytest.raises(UserError, match="do not fit together"):
+        build_report(scored_run)
+
+
 def test_vectors_get_a_table(scored_run: Path, evaluate: Callable[..., None]) -> None:
     labels, scores = np.array([[0, 0, 0, 1]]), np.array([[0.3, 0.2, 0.1, 0.9]])
     evaluate(scored_run, {"probe": scores}, labels, list("abcd"))

@@ -29,6 +29,21 @@ def vectors(rows: int = 96, seed: int = 0) -> ArraySource:
     return ArraySource(x, y, label_names=[f"label {i}" for i in range(4)], name="vectors")
 
 
+def partly_known(rows: int = 96, seed: int = 0) -> ArraySource:
+    """The vectors with 30 % of their labels unknown; of row 3 none is known."""
+    whole = vectors(rows, seed)
+    arrays = whole.arrays()
+    known = np.random.default_rng(1000 + seed).random((rows, 4)) >= 0.3
+    known[3] = False
+    return ArraySource(
+        arrays["inputs"],
+        arrays["labels"],
+        label_names=whole.metadata.label_names,
+        name="partly known",
+        label_mask=known,
+    )
+
+
 def pictures(rows: int = 96, seed: int = 0) -> ArraySource:
     """Small grey pictures whose labels say which quarters are bright."""
     generator = np.random.default_rng(seed)
@@ -53,13 +68,13 @@ SMALL_RESNET = ResNet(depths=(1, 1), channels=8, stem="small")
 
 def pretrain(kind: str, optimizer: Optimizer, **changes: Any) -> Stage:
     """A contrastive stage on vectors or pictures, queue filling on the way."""
-    encoder = SMALL_MLP if kind == "vectors" else SMALL_RESNET
+    encoder = SMALL_RESNET if kind == "pictures" else SMALL_MLP
     stage = Stage(
         MulSupCon(encoder=encoder, head=Projection(width=16), queue_capacity=48),
         steps(20),
         batch_size=16,
         optimizer=optimizer,
-        augmentation=(ZeroMask(0.3),) if kind == "vectors" else (Shift(2), Intensity()),
+        augmentation=(Shift(2), Intensity()) if kind == "pictures" else (ZeroMask(0.3),),
     )
     return dataclasses.replace(stage, **changes)
 

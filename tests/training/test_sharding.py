@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from jaxmlcl.data.pipeline import GlobalOrder, Indices
+from jaxmlcl.methods import MulSupCon
+from jaxmlcl.models import Projection
 from jaxmlcl.sharding import MeshSpec, batch_sharding
+from jaxmlcl.training.duration import steps
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.optimizers import Cosine, Optimizer
 from jaxmlcl.training.program import build_stage, device_constants
 from jaxmlcl.training.splits import fit_preparation
 from jaxmlcl.training.stage import Stage
-from tests.training.conftest import pictures, pretrain, vectors
+from tests.training.conftest import SMALL_MLP, partly_known, pictures, pretrain, vectors
 
 MESHES = {"data": MeshSpec(8, 1), "fsdp": MeshSpec(1, 8), "both": MeshSpec(2, 4)}
 OPTIMIZERS = {
@@ -26,8 +29,8 @@ OPTIMIZERS = {
 
 def run(kind: str, stage: Stage, mesh_spec: MeshSpec, precision: str) -> tuple[Any, Any]:
     """Losses of 20 steps, and the final parameters on the host."""
-    source = vectors() if kind == "vectors" else pictures()
-    data = Data("unused", inputs="standardize" if kind == "vectors" else "unit")
+    source = {"vectors": vectors, "pictures": pictures, "partly known": partly_known}[kind]()
+    data = Data("unused", inputs="unit" if kind == "pictures" else "standardize")
     experiment = Experiment("x", data, {"pretrain": stage}, precision=precision, mesh=mesh_spec)
     devices = jax.devices()[:1] if mesh_spec == MeshSpec() else jax.devices()[:8]
     mesh = mesh_spec.build(devices)
@@ -88,6 +91,13 @@ def test_convolutions_in_float32(mesh: str, optimizer: str) -> None:
 @pytest.mark.usefixtures("x64")
 def test_gradient_accumulation_is_sharded_alike() -> None:
     compare("vectors", "adam", "both", "float64", accumulate=2)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("weighting", ["mulsupcon", "jaccard"])
+def test_unknown_labels_are_sharded_alike(weighting: Any) -> None:
+    objective = MulSupCon(SMALL_MLP, Projection(width=16), weighting, queue_capacity=48)
+    compare("partly known", "adam", "both", "float64", objective=objective, duration=steps(8))
 
 
 def test_fsdp_splits_parameters_and_optimizer() -> None:

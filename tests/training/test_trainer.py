@@ -362,14 +362,14 @@ def test_a_workdir_that_cannot_be_written(experiment: Experiment, tmp_path: Path
         run(bad)
 
 
-def flat() -> ArraySource:
-    """Inputs that say nothing about the labels."""
-    labels = np.eye(32, 4, dtype=np.uint8)
+def flat(body: str) -> ArraySource:
+    """Inputs that say nothing about the labels; other rows for each body."""
+    labels = np.roll(np.eye(32, 4, dtype=np.uint8), ord(body), axis=0)
     return ArraySource(np.zeros((32, 3), np.float32), labels, name="flat")
 
 
 def test_patience_ends_a_stage(experiment: Experiment) -> None:
-    register_source("flat", lambda body, options, places: flat())
+    register_source("flat", lambda body, options, places: flat(body))
     data = dataclasses.replace(experiment.data, train="flat:a", validation="flat:b")
     stage = dataclasses.replace(
         experiment.stages["bce"],
@@ -430,7 +430,7 @@ def test_tensorboard_without_the_extra_is_told_in_a_line(
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_plateau_lowers_the_rate_on_any_mesh(experiment: Experiment, count: int) -> None:
-    register_source("flat", lambda body, options, places: flat())
+    register_source("flat", lambda body, options, places: flat(body))
     data = dataclasses.replace(experiment.data, train="flat:a", validation="flat:b")
     schedule = Plateau(factor=0.1, patience=0, cooldown=0, threshold=0.5)
     stage = dataclasses.replace(
