@@ -252,7 +252,7 @@ def paired_comparison(
     once = [_measure(inputs, names, cuts, full, _once(inputs)) for inputs, cuts in both]
     drawn = [_measure(inputs, names, cuts, full, weights) for inputs, cuts in both]
     ratios = [_ratios(inputs, names, cuts, full) for inputs, cuts in both]
-    exchanged = _exchange(*ratios, replicates, seed)
+    exchanged = _exchange(ratios[0], ratios[1], replicates, seed)
     found = {}
     for name in names:
         a, b = (float(values[name][0]) for values in once)

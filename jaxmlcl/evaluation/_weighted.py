@@ -80,8 +80,8 @@ def row_ratios(
 
     def keep(name: str, numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> None:
         if name in names:
-            arrays = (np.asarray(a, np.float64) for a in (numerator, denominator))
-            found[name] = RowRatio(*arrays, otherwise)
+            above, below = (np.asarray(a, np.float64) for a in (numerator, denominator))
+            found[name] = RowRatio(above, below, otherwise)
 
     empty = conventions["empty_rows"]
     row_f1 = ratio(2 * hit, size, 1.0 if empty == "one" else 0.0)

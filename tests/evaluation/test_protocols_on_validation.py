@@ -199,4 +199,4 @@ def test_many_labels_are_fast() -> None:
         )
         times.append(time.perf_counter() - started)
     # 0.8 s on two cores
-    assert min(times) < 4.0
+    assert min(times) < 8.0
