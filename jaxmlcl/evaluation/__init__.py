@@ -2,17 +2,18 @@
 
 from jaxmlcl.evaluation._counts import THRESHOLD_METRICS, Conventions
 from jaxmlcl.evaluation._metrics import METRICS, multilabel_metrics, per_label_table
+from jaxmlcl.evaluation._paired import PairedTest, paired_test
 from jaxmlcl.evaluation._probes import NEIGHBOURS, PENALTIES, ProbeScores, knn_scores, ridge_scores
 from jaxmlcl.evaluation._protocols import evaluate_scores, protocol_metrics
 from jaxmlcl.evaluation._ranking import THRESHOLD_FREE_METRICS, average_precision
 from jaxmlcl.evaluation._resampling import (
     Comparison,
     Interval,
-    PairedTest,
     bootstrap_interval,
     bootstrap_replicates,
     paired_comparison,
-    paired_test,
+    replicate_interval,
+    replicate_p,
 )
 from jaxmlcl.evaluation._states import MetricState
 from jaxmlcl.evaluation._thresholds import THRESHOLD_GRID, choose_thresholds, choose_top_k
@@ -42,5 +43,7 @@ __all__ = [
     "paired_test",
     "per_label_table",
     "protocol_metrics",
+    "replicate_interval",
+    "replicate_p",
     "ridge_scores",
 ]

@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike
 from jaxmlcl.evaluation._counts import THRESHOLD_METRICS, Conventions, ratio, resolve
 from jaxmlcl.evaluation._inputs import Inputs, check, check_rows, check_thresholds
 from jaxmlcl.evaluation._metrics import METRICS
+from jaxmlcl.evaluation._paired import EXACT, check_confidence, signs
 from jaxmlcl.evaluation._weighted import RowRatio, row_ratios, weighted_measures
 
 Thresholds = ArrayLike | Mapping[str, float]
 
-_EXACT = 16  # differences up to which all signs are tried
 _BLOCK = 1 << 19  # cells of a block of weights
 
 
@@ -53,24 +53,6 @@ class Comparison(NamedTuple):
     low: float
     high: float
     p_bootstrap: float
-    p_permutation: float
-
-
-class PairedTest(NamedTuple):
-    """Pairs of values, for instance of two methods with the same seeds.
-
-    Attributes:
-        difference: the mean of first - second.
-        low: lower end of Student's interval.
-        high: upper end.
-        p_t: two-sided p value of the paired t test.
-        p_permutation: two-sided p value of changing the differences' signs.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_t: float
     p_permutation: float
 
 
@@ -177,7 +159,10 @@ def bootstrap_interval(
     )
     values = _measure(inputs, list(drawn), thresholds, full, _once(inputs))
     return {
-        name: Interval(float(values[name][0]), *interval(values[name][0], drawn[name], confidence))
+        name: Interval(
+            float(values[name][0]),
+            *replicate_interval(float(values[name][0]), drawn[name], confidence),
+        )
         for name in drawn
     }
 
@@ -261,80 +246,69 @@ def paired_comparison(
             a,
             b,
             a - b,
-            *interval(a - b, differences, confidence),
-            p_of_difference(a - b, differences),
+            *replicate_interval(a - b, differences, confidence),
+            replicate_p(a - b, differences),
             exchanged.get(name, math.nan),
         )
     return found
 
 
-def paired_test(
-    values_a: ArrayLike, values_b: ArrayLike, *, confidence: float = 0.95, seed: int = 0
-) -> PairedTest:
-    """Whether two methods differ over paired runs, for instance over seeds.
+def replicate_interval(
+    value: float, replicates: ArrayLike, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The interval that `bootstrap_interval` makes of a value and its replicates.
 
-    t = mean(d) / (std(d) / sqrt(n)), d = a - b, with n - 1 degrees of freedom; and the share of
-    the 2^n ways to give the differences signs in which |mean| is at least the observed one.
+    [low, high] = quantiles (1 -/+ confidence) / 2 of the replicates - mean(replicates) + value
+
+    For statistics that are made of several measures, such as a mean over seeds: replicates of the
+    same rows and seed may be added and subtracted.
 
     Args:
-        values_a: [n], a measure of the first, run by run.
-        values_b: [n], of the second, in the same order.
-        confidence: of the interval, in (0, 1).
-        seed: of the signs; beyond 16 pairs, 20 000 of the ways are drawn.
+        value: of the statistic.
+        replicates: [R]; NaN are left out.
+        confidence: in (0, 1).
 
     Returns:
-        A `PairedTest`. With one pair interval and `p_t` are NaN. The smallest `p_permutation`
-        that n pairs can give is 2^(1 - n): with 5 seeds .0625.
+        Low and high; NaN if the value is, or all replicates are.
 
     Raises:
-        ValueError: shapes differ, no value, or one that is not finite.
+        ValueError: confidence outside (0, 1).
 
     Example:
-        >>> test = paired_test([0.50, 0.52, 0.54], [0.49, 0.50, 0.51])
-        >>> round(test.difference, 6), round(test.p_t, 4), test.p_permutation
-        (0.02, 0.0742, 0.25)
+        >>> replicate_interval(5.0, [1.0, 2.0, 3.0], confidence=0.5)
+        (4.5, 5.5)
 
-    Source: Student, The probable error of a mean (1908); Fisher, The Design of Experiments (1935).
+    Source: Efron, Tibshirani (1993), chapters 10 and 13.
     """
-    first, second = (np.asarray(values, np.float64) for values in (values_a, values_b))
-    if first.ndim != 1 or first.size == 0 or first.shape != second.shape:
-        raise ValueError(
-            f"values_a has shape {first.shape} and values_b {second.shape}, expected [n] each"
-        )
-    differences = first - second
-    if not np.isfinite(differences).all():
-        raise ValueError(f"values_a - values_b is {differences.tolist()}: must be finite")
-    _check_confidence(confidence)
-    n, mean = differences.size, float(differences.mean())
-    ways, exact = _signs(n, 20_000, np.random.default_rng(seed))
-    reached = np.abs(ways @ differences) >= np.abs(differences.sum()) * (1 - 1e-12)
-    p_permutation = float(reached.mean() if exact else (1 + reached.sum()) / (1 + len(ways)))
-    if n == 1:
-        return PairedTest(mean, math.nan, math.nan, math.nan, p_permutation)
-    error = float(differences.std(ddof=1)) / math.sqrt(n)
-    # Differences that are equal but for rounding have no spread.
-    if error <= 1e-14 * abs(mean):
-        return PairedTest(mean, mean, mean, 1.0 if mean == 0 else 0.0, p_permutation)
-    p_t = 1 - _student(abs(mean) / error, n - 1)
-    width = error * _student_quantile(confidence, n - 1)
-    return PairedTest(mean, mean - width, mean + width, p_t, p_permutation)
-
-
-def interval(value: float, replicates: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Quantiles of the replicates, shifted so that their mean is the value."""
-    _check_confidence(confidence)
-    drawn = replicates[~np.isnan(replicates)]
-    if math.isnan(value) or drawn.size == 0:
+    check_confidence(confidence)
+    drawn = _defined(value, replicates)
+    if drawn.size == 0:
         return math.nan, math.nan
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail]) + (value - drawn.mean())
     return float(low), float(high)
 
 
-def p_of_difference(value: float, replicates: np.ndarray) -> float:
-    """Two-sided p value: twice the smaller share of shifted replicates on a side of 0."""
-    drawn = replicates[~np.isnan(replicates)]
-    if math.isnan(value) or drawn.size == 0:
+def replicate_p(value: float, replicates: ArrayLike) -> float:
+    """Two-sided p value of a difference, of its replicates shifted as in `replicate_interval`.
+
+    p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (R + 1))
+
+    Args:
+        value: the difference.
+        replicates: [R]; NaN are left out.
+
+    Returns:
+        The p value; NaN if the value is, or all replicates are.
+
+    Example:
+        >>> replicate_p(3.0, [-1.0, 0.0, 1.0])
+        0.5
+
+    Source: Efron, Tibshirani (1993), section 15.4.
+    """
+    drawn = _defined(value, replicates)
+    if drawn.size == 0:
         return math.nan
     shifted = drawn + (value - drawn.mean())
     # What is 0 but for rounding is on both sides.
@@ -343,9 +317,9 @@ def p_of_difference(value: float, replicates: np.ndarray) -> float:
     return min(1.0, 2 * (1 + least) / (1 + drawn.size))
 
 
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1")
+def _defined(value: float, replicates: ArrayLike) -> np.ndarray:
+    drawn = np.asarray(replicates, np.float64)
+    return drawn[:0] if math.isnan(value) else drawn[~np.isnan(drawn)]
 
 
 def _names(measures: str | Sequence[str]) -> list[str]:
@@ -416,14 +390,6 @@ def _draw(num_rows: int, replicates: int, seed: int) -> list[np.ndarray]:
     return blocks
 
 
-def _signs(n: int, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """Signs [m, n] of +1 and -1: all of them for small n, else drawn; and whether all."""
-    if n <= _EXACT:
-        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-        return 1.0 - 2.0 * bits, True
-    return 1.0 - 2.0 * rng.integers(0, 2, (draws, n), dtype=np.int8), False
-
-
 def _exchange(
     first: Mapping[str, RowRatio], second: Mapping[str, RowRatio], replicates: int, seed: int
 ) -> dict[str, float]:
@@ -446,42 +412,12 @@ def _exchange(
 
     observed = gaps(half.sum(axis=0)[None])
     rng = np.random.default_rng([seed, replicates])
-    reached, size, exact = np.zeros(len(first), np.int64), 0, len(a) <= _EXACT
+    reached, size, exact = np.zeros(len(first), np.int64), 0, len(a) <= EXACT
     step = max(1, _BLOCK // len(a))
     for start in range(0, 1 if exact else replicates, step):
-        signs, _ = _signs(len(a), min(step, replicates - start), rng)
-        reached += (gaps(signs @ half) >= observed - 1e-12).sum(axis=0)
-        size += len(signs)
+        ways, _ = signs(len(a), min(step, replicates - start), rng)
+        reached += (gaps(ways @ half) >= observed - 1e-12).sum(axis=0)
+        size += len(ways)
     shares = reached / size if exact else (1 + reached) / (1 + size)
     shares[np.isnan(observed[0])] = math.nan
     return dict(zip(first, shares.tolist(), strict=True))
-
-
-def _student(t: float, freedom: int) -> float:
-    """P(|T| <= t) of Student's distribution with a whole number of degrees of freedom.
-
-    Source: Abramowitz, Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    angle = math.atan2(t, math.sqrt(freedom))
-    sine, square = math.sin(angle), math.cos(angle) ** 2
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= square * (k - 1) / k
-        total += term
-    share = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return min(1.0, share)
-
-
-def _student_quantile(confidence: float, freedom: int) -> float:
-    """The t with P(|T| <= t) = confidence."""
-    low, high = 0.0, 1.0
-    while _student(high, freedom) < confidence:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if _student(middle, freedom) < confidence else (low, middle)
-    return (low + high) / 2

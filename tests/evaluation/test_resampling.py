@@ -19,8 +19,9 @@ from jaxmlcl.evaluation import (
     multilabel_metrics,
     paired_comparison,
     paired_test,
+    replicate_p,
 )
-from jaxmlcl.evaluation._resampling import _student, _student_quantile, p_of_difference
+from jaxmlcl.evaluation._paired import _student, _student_quantile
 
 CUTS = np.array([0.3, 0.4, 0.5, 0.6, 0.7])
 OTHERWISE = {
@@ -186,12 +187,12 @@ def test_both_are_resampled_alike() -> None:
     assert found.p_bootstrap == pytest.approx(min(1, 2 * (1 + count) / 301))
 
 
-def test_p_of_difference_by_hand() -> None:
+def test_replicate_p_by_hand() -> None:
     drawn = np.array([-1.0, 0.0, 1.0, 2.0, np.nan, 3.0])
     # No shift: the mean is the value. At or below 0 there are 2, at or above 4, of 5.
-    assert p_of_difference(1.0, drawn) == min(1, 2 * 3 / 6)
-    assert p_of_difference(3.0, drawn) == 2 * 1 / 6  # shifted by 2: 1, 2, 3, 4, 5
-    assert math.isnan(p_of_difference(math.nan, drawn))
+    assert replicate_p(1.0, drawn) == min(1, 2 * 3 / 6)
+    assert replicate_p(3.0, drawn) == 2 * 1 / 6  # shifted by 2: 1, 2, 3, 4, 5
+    assert math.isnan(replicate_p(math.nan, drawn))
 
 
 @pytest.mark.parametrize("name", ["hamming_accuracy", "micro_f1", "example_f1", "brier", "lrap"])
