@@ -20,7 +20,7 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def _evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from jaxmlcl.cli import main
 
     workdir = tmp_path_factory.mktemp("measured") / "run"
@@ -31,9 +31,9 @@ def _evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluated(_evaluated: Path, tmp_path: Path) -> Path:
+def evaluated(measured: Path, tmp_path: Path) -> Path:
     """An evaluated run that a test may change."""
-    return Path(shutil.copytree(_evaluated, tmp_path / "run"))
+    return Path(shutil.copytree(measured, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def evaluated(_evaluated: Path, tmp_path: Path) -> Path:
         ("paper", "on the scored rows themselves"),
     ],
 )
-def test_the_table_shows_the_protocol_asked_for(_evaluated: Path, protocol: str, said: str) -> None:
-    results = json.loads((_evaluated / "evaluation" / "test.json").read_text())["stages"]
-    lines = table(load(_evaluated / "experiment.json"), results, protocol)
+def test_the_table_shows_the_protocol_asked_for(measured: Path, protocol: str, said: str) -> None:
+    results = json.loads((measured / "evaluation" / "test.json").read_text())["stages"]
+    lines = table(load(measured / "experiment.json"), results, protocol)
     figure = results["probe"]["protocols"][protocol]["macro_f1"]
     assert lines[1].split()[-2] == f"{figure:.3f}"
     assert said in lines[3]
