@@ -89,9 +89,12 @@ def bootstrap_replicates(
         ValueError: as `multilabel_metrics`; unknown measure; no threshold for it; replicates < 1.
 
     Example:
-        >>> drawn = bootstrap_replicates([[0.9], [0.2]], [[1], [0]], replicates=3)
-        >>> [value for value in drawn["map"] if value == value]  # NaN without a positive row
-        [1.0, 1.0]
+        >>> scores, labels = [[0.9], [0.8], [0.3], [0.1]], [[1], [0], [1], [0]]
+        >>> drawn = bootstrap_replicates(
+        ...     scores, labels, measures="hamming_accuracy", replicates=5
+        ... )
+        >>> drawn["hamming_accuracy"]
+        array([0.25, 0.5 , 0.5 , 0.75, 0.5 ])
 
     Source: Efron, Tibshirani, An Introduction to the Bootstrap (1993), chapter 6.
     """
@@ -116,7 +119,8 @@ def bootstrap_interval(
 ) -> dict[str, Interval]:
     """Measures with bootstrap intervals over rows.
 
-    [low, high] = quantiles (1 -/+ confidence) / 2 of the replicates - mean(replicates) + value
+    [low, high] = quantiles (1 -/+ confidence) / 2 of the replicates - mean(replicates) + value,
+    cut to [0, 1] (but for `coverage`)
 
     Rows that are drawn twice tie with themselves, which lifts the average precision of rare
     labels; without the shift the interval of a mean over many rare labels can miss its own value.
@@ -140,9 +144,9 @@ def bootstrap_interval(
 
     Example:
         >>> scores, labels = [[0.9], [0.8], [0.3], [0.1]], [[1], [0], [1], [0]]
-        >>> found = bootstrap_interval(scores, labels, measures="hamming_accuracy")
-        >>> found["hamming_accuracy"]
-        Interval(value=0.5, low=0.0, high=1.0)
+        >>> value, low, high = bootstrap_interval(scores, labels, measures="micro_f1")["micro_f1"]
+        >>> value, round(low, 1), round(high, 1)
+        (0.5, 0.1, 1.0)
 
     Source: Efron, Tibshirani, An Introduction to the Bootstrap (1993), chapters 10 and 13.
     """
@@ -158,13 +162,14 @@ def bootstrap_interval(
         **conventions,
     )
     values = _measure(inputs, list(drawn), thresholds, full, _once(inputs))
-    return {
-        name: Interval(
-            float(values[name][0]),
-            *replicate_interval(float(values[name][0]), drawn[name], confidence),
-        )
-        for name in drawn
-    }
+    found = {}
+    for name, replicate in drawn.items():
+        value = float(values[name][0])
+        low, high = replicate_interval(value, replicate, confidence)
+        if name != "coverage":
+            low, high = (float(np.clip(end, 0.0, 1.0)) for end in (low, high))
+        found[name] = Interval(value, low, high)
+    return found
 
 
 def paired_comparison(

@@ -300,3 +300,12 @@ def test_a_thousand_replicates_are_fast() -> None:
         times.append(time.perf_counter() - started)
     # 0.15 s on two cores
     assert min(times) < 2.0
+
+
+def test_intervals_stay_where_the_measure_can_be() -> None:
+    scores, labels = [[0.9], [0.8], [0.3], [0.1]], [[1], [0], [1], [0]]
+    drawn = bootstrap_replicates(scores, labels, measures="micro_f1")["micro_f1"]
+    assert np.quantile(drawn, 0.975) + 0.5 - drawn.mean() > 1
+    assert bootstrap_interval(scores, labels, measures="micro_f1")["micro_f1"].high == 1.0
+    deep = bootstrap_interval(np.eye(4), np.eye(4)[::-1], measures="coverage")["coverage"]
+    assert deep.low > 1.0
