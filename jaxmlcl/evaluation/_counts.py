@@ -143,6 +143,49 @@ def count(inputs: Inputs, thresholds: np.ndarray) -> Counts:
     return reduce(add, blocks, Counts.zeros(len(cuts), num_labels))
 
 
+def count_top(inputs: Inputs, most: int) -> Counts:
+    """Counts when the k known labels with the highest scores of each row are predicted.
+
+    Index k - 1 of the result is for k, from 1 to `most`. Of equal scores the label that comes
+    first is predicted; rows with fewer than k known labels have them all predicted.
+    """
+    num_rows, num_labels = inputs.scores.shape
+    most = min(most, num_labels)
+
+    def block(rows: slice) -> Counts:
+        part = inputs.select(rows)
+        counts = Counts.zeros(most, num_labels)
+        known = part.known.sum(axis=1)
+        counts.rows[()] = (known > 0).sum()
+        counts.known[:] = part.known.sum(axis=0)
+        counts.positives[:] = part.labels.sum(axis=0)
+        true_in_row = part.labels.sum(axis=1)
+        ranked = label_order(part)[:, :most]
+        truth = np.take_along_axis(part.labels, ranked, axis=1)
+        hits_in_row = np.zeros(len(known), np.int64)
+        for i in range(most):
+            predicted, hit = ranked[known > i, i], ranked[truth[:, i], i]
+            counts.predicted[i:] += np.bincount(predicted, minlength=num_labels)
+            counts.hits[i:] += np.bincount(hit, minlength=num_labels)
+            hits_in_row += truth[:, i]
+            size = true_in_row + np.minimum(i + 1, known)
+            np.add.at(counts.overlap[i], size, hits_in_row)
+            counts.exact[i] = ((known > 0) & (size == 2 * hits_in_row)).sum()
+        return counts
+
+    blocks = in_blocks(block, num_rows, max(1, BLOCK_CELLS // num_labels)) if num_rows else []
+    return reduce(add, blocks, Counts.zeros(most, num_labels))
+
+
+def label_order(inputs: Inputs) -> np.ndarray:
+    """Labels of each row, highest score first [n, L]; ties in their order, unknown ones last."""
+    scores = inputs.scores
+    if inputs.mask is not None:
+        # Unknown labels go behind all known ones, where no measure looks.
+        scores = np.where(inputs.mask, scores, -np.inf)
+    return np.argsort(-scores, axis=1, kind="stable")
+
+
 def ratio(above: Any, below: Any, otherwise: float = 0.0) -> np.ndarray:
     """`above / below` in float64, and `otherwise` where `below` is 0."""
     above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)

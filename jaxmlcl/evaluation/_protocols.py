@@ -11,13 +11,20 @@ from numpy.typing import ArrayLike
 from jaxmlcl.evaluation._counts import (
     Conventions,
     count,
+    count_top,
     resolve,
     threshold_measures,
 )
 from jaxmlcl.evaluation._inputs import Inputs, check, check_rows
 from jaxmlcl.evaluation._metrics import number_or_none, per_label_table
 from jaxmlcl.evaluation._ranking import threshold_free_measures
-from jaxmlcl.evaluation._thresholds import THRESHOLD_GRID, best_of_grid
+from jaxmlcl.evaluation._thresholds import (
+    THRESHOLD_GRID,
+    best_of_grid,
+    best_per_label,
+    best_top_k,
+    cardinality_threshold,
+)
 
 
 def protocol_metrics(
@@ -30,10 +37,18 @@ def protocol_metrics(
     validation_mask: ArrayLike | None = None,
     **conventions: Unpack[Conventions],
 ) -> dict[str, dict[str, Any]]:
-    """The measures that need a threshold, under three protocols.
+    """The measures that need predictions, under every protocol.
 
-    - `best_on_val`: each measure at the threshold of .1, .2, ... .9 that maximises it on the
-      validation rows. Absent if there are none.
+    Chosen on the validation rows, and absent if there are none:
+
+    - `best_on_val`: each measure at the threshold of .1, .2, ... .9 that maximises it.
+    - `per_label`: everything at one threshold of the nine per label, which maximises its F1.
+    - `cardinality`: everything at the one score that makes predicted labels as many as true ones.
+    - `top_k`: the k highest scores of each row predicted, for each measure the k that maximises
+      it.
+
+    Chosen elsewhere:
+
     - `fixed_0.5`: everything at 0.5.
     - `paper`: each measure at the threshold that maximises it ON THE TEST ROWS THEMSELVES. An
       oracle that looks at the answers: for comparison with published tables made in this way, and
@@ -49,8 +64,9 @@ def protocol_metrics(
         **conventions: as in `multilabel_metrics`.
 
     Returns:
-        Protocol -> measure -> value; `best_on_val` and `paper` also hold `thresholds`, a dict
-        from measure to threshold.
+        Protocol -> measure -> value. What was chosen stands beside them: `thresholds`, a dict from
+        measure to threshold (`best_on_val`, `paper`); `label_thresholds`, L numbers (`per_label`);
+        `threshold` (`cardinality`); `k`, a dict from measure to k (`top_k`).
 
     Raises:
         ValueError: as `multilabel_metrics`; validation and test are the same rows; only one of
@@ -76,16 +92,34 @@ def protocol_metrics(
     test_counts = count(test, cuts[:, None])
     result: dict[str, dict[str, Any]] = {}
     if validation is not None:
-        chosen, _ = best_of_grid(count(validation, cuts[:, None]), cuts, full)
+        counts = count(validation, cuts[:, None])
+        chosen, _ = best_of_grid(counts, cuts, full)
         values = {
             name: threshold_measures(test_counts, THRESHOLD_GRID.index(cut), full)[name]
             for name, cut in chosen.items()
         }
         result["best_on_val"] = {**values, "thresholds": chosen}
+        per_label = best_per_label(counts, cuts)
+        result["per_label"] = {
+            **_at(test, per_label, full),
+            "label_thresholds": per_label.tolist(),
+        }
+        level = cardinality_threshold(validation)
+        result["cardinality"] = {**_at(test, level, full), "threshold": level}
+        sizes = best_top_k(validation, full)
+        test_top = count_top(test, max(sizes.values()))
+        values = {
+            name: threshold_measures(test_top, k - 1, full)[name] for name, k in sizes.items()
+        }
+        result["top_k"] = {**values, "k": sizes}
     result["fixed_0.5"] = {**threshold_measures(test_counts, THRESHOLD_GRID.index(0.5), full)}
     chosen, values = best_of_grid(test_counts, cuts, full)
     result["paper"] = {**values, "thresholds": chosen}
     return result
+
+
+def _at(inputs: Inputs, thresholds: Any, conventions: Conventions) -> dict[str, Any]:
+    return {**threshold_measures(count(inputs, np.atleast_2d(thresholds)), 0, conventions)}
 
 
 def _validation(

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxmlcl.evaluation._counts import Conventions, mean, ratio
+from jaxmlcl.evaluation._counts import Conventions, label_order, mean, ratio
 from jaxmlcl.evaluation._inputs import BLOCK_CELLS, Inputs, check, in_blocks
 
 THRESHOLD_FREE_METRICS = (
@@ -28,6 +28,16 @@ THRESHOLD_FREE_METRICS = (
     "ndcg_at_5",
     "brier",
     "ece",
+)
+ROW_RANKINGS = (
+    "precision_at_1",
+    "ranking_loss",
+    "coverage",
+    "one_error",
+    "lrap",
+    "precision_at_3",
+    "precision_at_5",
+    "ndcg_at_5",
 )
 ECE_BINS = 15
 _LABEL_BLOCK = 8
@@ -110,10 +120,9 @@ def _row_block(inputs: Inputs) -> np.ndarray:
     """Per-row lrap, ranking loss, coverage, ndcg@5, precision@1, @3, @5: [7, n]."""
     scores, labels, num_labels = inputs.scores, inputs.labels, inputs.scores.shape[1]
     known = inputs.known.sum(axis=1)
+    order = label_order(inputs)
     if inputs.mask is not None:
-        # Unknown labels go behind all known ones, where no measure looks.
         scores = np.where(inputs.mask, scores, -np.inf)
-    order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
     truth = np.take_along_axis(labels, order, axis=1)
 
@@ -142,23 +151,22 @@ def _row_block(inputs: Inputs) -> np.ndarray:
     return np.stack([lrap, ratio(misordered, positives * negatives), coverage, ndcg, *top])
 
 
-def row_rankings(inputs: Inputs) -> dict[str, float]:
-    """Means over rows with a known entry of the measures that rank a row's labels."""
+def row_rankings_of_rows(inputs: Inputs) -> dict[str, np.ndarray]:
+    """The measures that rank a row's labels, for every row [n]."""
     num_rows, num_labels = inputs.scores.shape
     step = max(1, BLOCK_CELLS // num_labels)
     blocks = in_blocks(lambda rows: _row_block(inputs.select(rows)), num_rows, step)
-    values = np.concatenate(blocks, axis=1)[:, inputs.known.any(axis=1)]
-    rows = values.shape[1]
-    lrap, loss, coverage, ndcg, *top = (math.fsum(row.tolist()) / rows for row in values)
+    lrap, loss, coverage, ndcg, first, third, fifth = np.concatenate(blocks, axis=1)
+    values = (first, loss, coverage, 1 - first, lrap, third, fifth, ndcg)
+    return dict(zip(ROW_RANKINGS, values, strict=True))
+
+
+def row_rankings(inputs: Inputs) -> dict[str, float]:
+    """Means over rows with a known entry of the measures that rank a row's labels."""
+    live = inputs.known.any(axis=1)
     return {
-        "precision_at_1": top[0],
-        "ranking_loss": loss,
-        "coverage": coverage,
-        "one_error": float((1 - values[4]).sum() / rows),
-        "lrap": lrap,
-        "precision_at_3": top[1],
-        "precision_at_5": top[2],
-        "ndcg_at_5": ndcg,
+        name: math.fsum(values[live].tolist()) / int(live.sum())
+        for name, values in row_rankings_of_rows(inputs).items()
     }
 
 

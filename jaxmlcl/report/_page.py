@@ -29,6 +29,9 @@ PROTOCOL_METRICS = {
 }
 FREE_METRICS = {"map": "mAP", "precision_at_1": "P@1"}
 OTHER_PROTOCOLS = {
+    "per_label": "a threshold per label, chosen on validation",
+    "cardinality": "one threshold, predicting as many labels as are true on validation",
+    "top_k": "the k highest scores of each row, k chosen on validation",
     "fixed_0.5": "fixed threshold 0.5",
     "paper": "paper protocol (threshold chosen on the test set)",
 }

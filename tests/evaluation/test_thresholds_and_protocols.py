@@ -94,7 +94,7 @@ def test_protocols() -> None:
     result = protocol_metrics(
         TEST, TEST_LABELS, validation_scores=VALIDATION, validation_labels=VALIDATION_LABELS
     )
-    assert list(result) == ["best_on_val", "fixed_0.5", "paper"]
+    assert {"best_on_val", "fixed_0.5", "paper"} < set(result)
     fixed = multilabel_metrics(TEST, TEST_LABELS)
     assert result["fixed_0.5"] == {name: fixed[name] for name in THRESHOLD_METRICS}
     on_validation, oracle = result["best_on_val"], result["paper"]
