@@ -153,8 +153,7 @@ def build_stage(
         stage.batch_size,
         jax.ShapeDtypeStruct(label_shape, bool) if metadata.unknown_labels else None,
     )
-    # Named, not numbered: a stage draws the same numbers wherever it stands in the experiment.
-    key = jax.random.fold_in(jax.random.key(experiment.seed), zlib.crc32(name.encode()))
+    key = stage_key(experiment.seed, name)
     params, state = jax.eval_shape(lambda: stage.objective.init(key, spec))
     flops = count_flops(stage, spec, params, state)
     total = stage.duration.steps(
@@ -181,6 +180,12 @@ def build_stage(
         shardings,
     )
     return StageProgram(name, program, mesh, abstract, total, flops, count)
+
+
+def stage_key(seed: int, name: str) -> jax.Array:
+    """The random key of a stage, from which every number it draws is folded."""
+    # Named, not numbered: a stage draws the same numbers wherever it stands in the experiment.
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def device_constants(

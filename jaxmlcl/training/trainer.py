@@ -32,6 +32,7 @@ from jaxmlcl.training.program import (
     source_labels,
     source_mask,
 )
+from jaxmlcl.training.progress import Progress
 from jaxmlcl.training.signals import stop_signals, stopped_by
 from jaxmlcl.training.splits import (
     check_apart,
@@ -47,18 +48,6 @@ from jaxmlcl.training.writers import MetricsLog, TensorBoard
 _MOST_PENDING = 256
 _AGAIN = "run the same command again to continue"
 _VALIDATED = ("map", "micro_f1", "macro_f1", "example_f1", "hamming_accuracy", "precision_at_1")
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the host remembers of a stage beside the arrays; saved in every checkpoint."""
-
-    step: int = 0
-    best_value: float | None = None
-    best_step: int = 0
-    validations_since_best: int = 0
-    train_seconds: float = 0.0
-    compile_seconds: float = 0.0
 
 
 def default_workdir(experiment: Experiment) -> Path:
@@ -306,7 +295,7 @@ class _Run:
                 if validating and scorer is not None:
                     measured = scorer(state)
                     self._write("validation", program, progress.step, measured)
-                    best = self._judge(stage.select, measured, progress)
+                    best = progress.judge(stage.select, measured)
                     if isinstance(stage.optimizer.schedule, Plateau):
                         plateau = advance_plateau(
                             stage.optimizer.schedule, state.plateau, np.float32(measured["loss"])
@@ -388,19 +377,6 @@ class _Run:
             return validation_measures(np.concatenate(parts), labels, known)
 
         return validate
-
-    def _judge(self, select: str, measured: dict[str, float], progress: Progress) -> bool:
-        """Whether this validation is the best so far; ties and NaN are not."""
-        if select == "last":
-            return False
-        value = -measured["loss"] if select == "loss" else measured[select]
-        best = progress.best_value
-        if not math.isnan(value) and (best is None or value > best):
-            progress.best_value, progress.best_step = value, progress.step
-            progress.validations_since_best = 0
-            return True
-        progress.validations_since_best += 1
-        return False
 
     def _save(
         self, program: StageProgram, state: Any, progress: Progress, *, best: bool, finished: bool

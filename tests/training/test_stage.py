@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +12,10 @@ import pytest
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.methods import Classification, MulSupCon
 from jaxmlcl.sharding import MeshSpec
-from jaxmlcl.training import trainer
 from jaxmlcl.training.duration import epochs, flops_of, steps
 from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Logging, parse_profile
 from jaxmlcl.training.optimizers import Cosine, Optimizer, Plateau, WarmRestarts
+from jaxmlcl.training.progress import Progress
 from jaxmlcl.training.stage import Stage
 
 
@@ -145,19 +144,17 @@ def test_what_is_accepted() -> None:
 
 
 def test_the_best_validation_is_never_nan_nor_a_tie() -> None:
-    # The method needs nothing of the run.
-    judge: Any = functools.partial(trainer._Run._judge, None)
     for select, values, best in (
         ("map", [math.nan, 0.5, 0.4, 0.5, math.nan, 0.7], [1, 5]),
         ("loss", [0.5, 0.6, math.nan, 0.5, 0.3], [0, 4]),
         ("last", [0.5, 0.6], []),
         ("macro_f1", [math.nan, math.nan], []),
     ):
-        progress = trainer.Progress()
+        progress = Progress()
         found = []
         for step, value in enumerate(values):
             progress.step = step
-            if judge(select, {select: value}, progress):
+            if progress.judge(select, {select: value}):
                 found.append(step)
         assert found == best, select
         assert progress.best_step == (best[-1] if best else 0)
