@@ -54,7 +54,11 @@ from jaxmlcl.config._flags import flag
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.training.optimizers import StepCounter
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).resolve().parents[1] / "configs").rglob("*.py")
+    if path.parent.name != "studies"
+)
 
 
 def various() -> Experiment:
