@@ -9,6 +9,7 @@ time.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,9 @@ from jaxmlcl.training.program import (
     device_constants,
     scoring_batches,
     source_labels,
+    source_mask,
 )
-from jaxmlcl.training.splits import Preparation, open_split
+from jaxmlcl.training.splits import Preparation, check_apart, open_split
 from jaxmlcl.training.step import TrainState
 from jaxmlcl.training.trainer import check_fingerprint, load_stage, stage_folder
 
@@ -64,6 +66,8 @@ class _Rows:
     source: Source
     labels: np.ndarray
     ids: np.ndarray
+    label_mask: np.ndarray | None
+    """[n, L] bool, False for unknown labels; None where all are known."""
 
 
 def probe_run(
@@ -92,7 +96,7 @@ def probe_run(
 
     Raises:
       UserError: no such stage or representation, an unfinished stage, data that do not fit it, or
-        a split that the probe is fitted to.
+        splits that have rows in common.
     """
     names = list(experiment.stages) if stage is None else [stage]
     if stage is not None and stage not in experiment.stages:
@@ -109,31 +113,39 @@ def probe_run(
         if validation is not None:
             choice["validation_embeddings"] = network.embed(validation, probe)
             choice["validation_labels"] = validation.labels
-        found = probe.scores(reference, train.labels, asked, **choice)
+            choice["validation_mask"] = validation.label_mask
+        found = probe.scores(reference, train.labels, asked, label_mask=train.label_mask, **choice)
+        known = {} if scored.label_mask is None else {"label_mask": scored.label_mask}
         _write_arrays(
             workdir / "evaluation" / probe.kind / f"{name}-{split}.npz",
             {
                 "ids": scored.ids,
                 "scores": found.scores,
                 "labels": scored.labels,
+                **known,
                 "label_names": np.array(scored.source.metadata.label_names, dtype=np.str_),
             },
         )
-        results[name] = evaluate_scores(
-            found.scores,
-            scored.labels,
-            label_names=scored.source.metadata.label_names,
-            validation_scores=found.validation_scores,
-            validation_labels=None if validation is None else validation.labels,
-            run={
-                "stage": name,
-                "step": network.checkpoint.step,
-                "seed": experiment.seed,
-                "checkpoint": network.checkpoint.path.name,
-                "gflop": _gflop(experiment, workdir, name),
-                "probe": _describe(probe, found, validation is not None),
-            },
-        )
+        try:
+            results[name] = evaluate_scores(
+                found.scores,
+                scored.labels,
+                label_names=scored.source.metadata.label_names,
+                validation_scores=found.validation_scores,
+                validation_labels=None if validation is None else validation.labels,
+                label_mask=scored.label_mask,
+                validation_mask=None if validation is None else validation.label_mask,
+                run={
+                    "stage": name,
+                    "step": network.checkpoint.step,
+                    "seed": experiment.seed,
+                    "checkpoint": network.checkpoint.path.name,
+                    "gflop": _gflop(experiment, workdir, name),
+                    "probe": _describe(probe, found, validation is not None),
+                },
+            )
+        except ValueError as error:
+            raise DataError(f"stage {name}, {split} split: {error}") from error
     metadata = scored.source.metadata
     return {
         "split": split,
@@ -154,23 +166,20 @@ def _open(experiment: Experiment, split: str) -> tuple[_Rows, _Rows, _Rows | Non
 
     def rows(name: str) -> _Rows:
         source = open_split(experiment.data, name)
-        return _Rows(name, source, *source_labels(source))
+        return _Rows(name, source, *source_labels(source), source_mask(source, f"data.{name}"))
 
-    train, scored = rows("train"), rows(split)
-    fingerprint = scored.source.metadata.fingerprint
-    if split == "train" or fingerprint == train.source.metadata.fingerprint:
+    if split == "train":
         raise ConfigError(
-            f"data.{split}: the probe is fitted to these rows, so their scores would say nothing; "
+            "data.train: the probe is fitted to these rows, so their scores would say nothing; "
             "score another split"
         )
-    if experiment.data.validation is None or split == "validation":
-        return train, scored, None
-    validation = rows("validation")
-    if validation.source.metadata.fingerprint in (
-        fingerprint,
-        train.source.metadata.fingerprint,
-    ):
-        return train, scored, None
+    data = experiment.data
+    train, scored, validation = rows("train"), rows(split), None
+    if data.validation is not None and split != "validation":
+        validation = rows("validation")
+    apart = [found for found in (scored, validation, train) if found is not None]
+    for first, second in itertools.combinations(apart, 2):
+        check_apart(data, first.name, second.name, first.source, second.source)
     return train, scored, validation
 
 

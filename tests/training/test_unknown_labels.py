@@ -6,8 +6,9 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from jaxmlcl.config import to_json
 from jaxmlcl.data import open_source
 from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records
 from jaxmlcl.errors import DataError
-from jaxmlcl.evaluation import choose_thresholds, multilabel_metrics
+from jaxmlcl.evaluation import choose_thresholds, evaluate_scores, multilabel_metrics
 from jaxmlcl.losses import binary_cross_entropy
 from jaxmlcl.methods import Classification
 from jaxmlcl.sharding import MeshSpec, batch_sharding
@@ -26,6 +27,7 @@ from jaxmlcl.training.duration import steps
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.optimizers import Optimizer
+from jaxmlcl.training.probes import Probe, _Network, _open, probe_run
 from jaxmlcl.training.program import build_stage, device_constants
 from jaxmlcl.training.scoring import score_splits, score_stages
 from jaxmlcl.training.splits import fit_preparation, open_split
@@ -183,6 +185,52 @@ def test_each_stage_is_restored_once(finished: Finished, monkeypatch: pytest.Mon
     monkeypatch.setattr(scoring, "load_stage", counting)
     assert evaluate_run(finished.experiment, finished.workdir, "test") == finished.document
     assert restored == ["bce"]
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_probes_learn_from_known_labels_and_are_measured_on_them(
+    finished: Finished, tmp_path: Path, kind: Literal["knn", "linear"]
+) -> None:
+    workdir = Path(shutil.copytree(finished.workdir, tmp_path / "run"))
+    probe = Probe(kind)
+    document = probe_run(finished.experiment, workdir, "test", probe, "pretrain")
+    train, test, validation = _open(finished.experiment, "test")
+    assert validation is not None
+    masks = [split.label_mask for split in (train, test, validation)]
+    assert all(mask is not None for mask in masks)
+    network = _Network(finished.experiment, workdir, "pretrain", train.source, lambda _: None)
+    embedded = [network.embed(split, probe) for split in (train, test, validation)]
+    found = probe.scores(
+        embedded[0],
+        train.labels,
+        embedded[1],
+        label_mask=masks[0],
+        validation_embeddings=embedded[2],
+        validation_labels=validation.labels,
+        validation_mask=masks[2],
+    )
+    result = evaluate_scores(
+        found.scores,
+        test.labels,
+        label_names=test.source.metadata.label_names,
+        validation_scores=found.validation_scores,
+        validation_labels=validation.labels,
+        label_mask=masks[1],
+        validation_mask=masks[2],
+    )
+    for group in ("threshold_free", "protocols", "per_label"):
+        assert document[group] == result[group]
+    with np.load(workdir / "evaluation" / kind / "pretrain-test.npz") as file:
+        np.testing.assert_array_equal(file["label_mask"], masks[1])
+        np.testing.assert_array_equal(file["scores"], found.scores)
+
+
+@pytest.mark.parametrize("other", ["train", "validation"])
+def test_probes_choose_and_score_on_rows_of_their_own(finished: Finished, other: str) -> None:
+    uri = getattr(finished.experiment.data, other)
+    again = with_data(finished.experiment, test=f"{uri}&part=held-out")
+    with pytest.raises(DataError, match=rf"data\.test: .* rows of data\.{other}"):
+        probe_run(again, finished.workdir, "test", Probe("knn"))
 
 
 def with_data(experiment: Experiment, **data: str) -> Experiment:
