@@ -31,8 +31,9 @@ from jaxmlcl.training.program import (
     device_constants,
     scoring_batches,
     source_labels,
+    source_mask,
 )
-from jaxmlcl.training.splits import Preparation, open_split
+from jaxmlcl.training.splits import Preparation, check_apart, open_split
 from jaxmlcl.training.step import TrainState
 from jaxmlcl.training.trainer import check_fingerprint, load_stage, stage_folder
 
@@ -64,6 +65,7 @@ class _Rows:
     source: Source
     labels: np.ndarray
     ids: np.ndarray
+    label_mask: np.ndarray | None
 
 
 def probe_run(
@@ -105,14 +107,17 @@ def probe_run(
         network = _Network(experiment, workdir, name, train.source, report)
         network.check(train, scored, validation)
         reference, asked = (network.embed(rows, probe) for rows in (train, scored))
-        choice: dict[str, Any] = {}
+        choice: dict[str, Any] = {"label_mask": train.label_mask}
         if validation is not None:
             choice["validation_embeddings"] = network.embed(validation, probe)
             choice["validation_labels"] = validation.labels
+            choice["validation_mask"] = validation.label_mask
         found = probe.scores(reference, train.labels, asked, **choice)
+        masked = {} if scored.label_mask is None else {"label_mask": scored.label_mask}
         _write_arrays(
             workdir / "evaluation" / probe.kind / f"{name}-{split}.npz",
             {
+                **masked,
                 "ids": scored.ids,
                 "scores": found.scores,
                 "labels": scored.labels,
@@ -125,6 +130,8 @@ def probe_run(
             label_names=scored.source.metadata.label_names,
             validation_scores=found.validation_scores,
             validation_labels=None if validation is None else validation.labels,
+            label_mask=scored.label_mask,
+            validation_mask=None if validation is None else validation.label_mask,
             run={
                 "stage": name,
                 "step": network.checkpoint.step,
@@ -154,7 +161,8 @@ def _open(experiment: Experiment, split: str) -> tuple[_Rows, _Rows, _Rows | Non
 
     def rows(name: str) -> _Rows:
         source = open_split(experiment.data, name)
-        return _Rows(name, source, *source_labels(source))
+        mask = source_mask(source, f"data.{name}")
+        return _Rows(name, source, *source_labels(source), mask)
 
     train, scored = rows("train"), rows(split)
     fingerprint = scored.source.metadata.fingerprint
@@ -163,6 +171,7 @@ def _open(experiment: Experiment, split: str) -> tuple[_Rows, _Rows, _Rows | Non
             f"data.{split}: the probe is fitted to these rows, so their scores would say nothing; "
             "score another split"
         )
+    check_apart(experiment.data, split, "train", scored.source, train.source)
     if experiment.data.validation is None or split == "validation":
         return train, scored, None
     validation = rows("validation")
