@@ -18,8 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 FILLS = ("authors", "after_full", "partial")
 
-# Stands in the labels of the queue for one that is not known; `contents` gives 0 there. Its last
-# bit is 0, and no label or degree has this value.
+# Stands in the labels of the queue for one that is not known; no label or degree has this value.
 UNKNOWN = 2
 
 # Beyond this, `enqueue` takes a multiple of the capacity off the count: slots, order and fullness
@@ -124,7 +123,8 @@ def enqueue(
         keys: [B, D], B <= Q.
         labels: [B, L], in [0, 1].
         ids: [B] sample ids >= 0 that fit int32, or -1 for keys without one.
-        label_mask: [B, L], False for unknown labels, whatever stands in them; None: all are known.
+        label_mask: [B, L], False for unknown labels, whatever stands in them: UNKNOWN is stored,
+            and `known_labels` tells them. None: all are known.
 
     Returns:
         The queue with the keys in slots count, ..., count + B - 1 (mod Q).
@@ -187,16 +187,14 @@ def contents(queue: Queue) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         >>> contents(queue)[3]
         Array([ True, False, False], dtype=bool)
     """
-    labels = queue.labels
-    if _is_integer(labels.dtype):
-        labels = labels & jnp.ones((), labels.dtype)
-    else:
-        labels = jnp.where(labels == UNKNOWN, 0, labels)
-    return queue.keys, labels, queue.ids, jnp.arange(queue.capacity) < queue.count
+    return queue.keys, queue.labels, queue.ids, jnp.arange(queue.capacity) < queue.count
 
 
 def known_labels(queue: Queue) -> jax.Array:
-    """Which labels of the keys are known, in slot order.
+    """Which labels of the keys are known, in slot order: the loss's `key_label_mask`.
+
+    Only a queue that was given a `label_mask` needs it. `contents` and `visible` give labels as
+    they are stored, so that nothing is computed where everything is known.
 
     Args:
         queue: the queue.
@@ -206,8 +204,9 @@ def known_labels(queue: Queue) -> jax.Array:
 
     Example:
         >>> queue = enqueue(init(2, 1, 3), [[1.0]], [[1, 0, 1]], [7], label_mask=[[1, 1, 0]])
-        >>> contents(queue)[1][0], known_labels(queue)[0]
-        (Array([1, 0, 0], dtype=uint8), Array([ True,  True, False], dtype=bool))
+        >>> known_labels(queue)
+        Array([[ True,  True, False],
+               [ True,  True,  True]], dtype=bool)
     """
     return queue.labels != UNKNOWN
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,13 +67,13 @@ class Cell:
         return [json.loads(file.read_text()) for file in files if file.exists()]
 
     def scores(self) -> dict[int, dict[str, np.ndarray]]:
-        """Test scores by seed: {"ids", "scores", "labels"}."""
+        """Test scores by seed: {"ids", "scores", "labels"}, "label_mask" if some are unknown."""
         found = {}
         for seed in self.seeds:
             path = self.folder / f"seed-{seed}.npz"
             if path.exists():
                 with np.load(path, allow_pickle=False) as stored:
-                    found[seed] = {name: stored[name] for name in ("ids", "scores", "labels")}
+                    found[seed] = dict(stored)
         return found
 
 
@@ -301,8 +301,9 @@ def _run_trial(path: Path, made: Networks | Fitted, choice: Choice) -> dict[str,
     try:
         if isinstance(made, Fitted):
             (validation,), _ = _fit(made, ("validation",))
-            scores, labels, _ = validation
-            record["map"] = multilabel_metrics(scores, labels)["map"]
+            record["map"] = multilabel_metrics(
+                validation.scores, validation.labels, label_mask=validation.label_mask
+            )["map"]
         else:
             experiment, run = _placed(made, path.with_suffix(""))
             _train(experiment, run)
@@ -329,13 +330,15 @@ def _score(
         if isinstance(made, Fitted):
             (validation, test), names = _fit(made, ("validation", "test"))
             document = evaluate_scores(
-                test[0],
-                test[1],
+                test.scores,
+                test.labels,
                 label_names=names,
-                validation_scores=validation[0],
-                validation_labels=validation[1],
+                validation_scores=validation.scores,
+                validation_labels=validation.labels,
+                label_mask=test.label_mask,
+                validation_mask=validation.label_mask,
             )
-            scores, labels, ids = test
+            arrays = {name: value for name, value in test._asdict().items() if value is not None}
         else:
             experiment, run = _placed(made, run)
             _train(experiment, run)
@@ -346,11 +349,11 @@ def _score(
                 for stage, row in made.also.items()
             }
             with np.load(run / "evaluation" / f"{made.stage}-test.npz") as stored:
-                scores, labels, ids = (stored[name] for name in ("scores", "labels", "ids"))
+                arrays = {name: stored[name] for name in _Fitted._fields if name in stored}
             record |= _costs(run, document)
         record |= {name: document[name] for name in _RESULTS}
         buffer = io.BytesIO()
-        np.savez(buffer, scores=scores.astype(np.float32), labels=labels, ids=ids)
+        np.savez(buffer, **{**arrays, "scores": arrays["scores"].astype(np.float32)})
         write_atomic(path.with_suffix(".npz"), buffer.getvalue())
     except NonFiniteError as error:
         record["failed"] = str(error)
@@ -406,26 +409,35 @@ def _checksums(data: Data) -> dict[str, Any]:
     return found
 
 
-def _fit(
-    made: Fitted, splits: Sequence[str]
-) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], tuple[str, ...]]:
-    """Scores, labels and ids of splits, from a baseline fitted on the prepared training rows."""
+class _Fitted(NamedTuple):
+    # A baseline's scores of a split, and the split's own arrays.
+    scores: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    label_mask: np.ndarray | None
+
+
+def _fit(made: Fitted, splits: Sequence[str]) -> tuple[list[_Fitted], tuple[str, ...]]:
+    """Scores and arrays of splits, from a baseline fitted on the prepared training rows."""
     train = open_split(made.data, "train")
     preparation = fit_preparation(made.data, train)
 
-    def arrays(source: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def arrays(source: Any) -> _Fitted:
+        # With the prepared inputs in the place of the scores.
         stored = source_arrays(source)
         if stored is None:
             raise DataError(f"{source.metadata.name}: a baseline needs data that fit in memory")
         inputs = (stored["inputs"] - preparation.shift) * preparation.scale
-        return inputs.astype(np.float32), stored["labels"], stored["ids"]
+        known = stored.get("label_mask")
+        return _Fitted(inputs.astype(np.float32), stored["labels"], stored["ids"], known)
 
-    inputs, labels, _ = arrays(train)
-    predictor = made.baseline.fit(inputs, labels)
+    rows = arrays(train)
+    mask = () if rows.label_mask is None else (rows.label_mask,)
+    predictor = made.baseline.fit(rows.scores, rows.labels, *mask)
     results = []
     for split in splits:
         source = open_split(made.data, split)
         check_same_labels(train, source, ("train", split))
-        x, y, ids = arrays(source)
-        results.append((np.asarray(predictor.scores(x)), y, ids))
+        rows = arrays(source)
+        results.append(rows._replace(scores=np.asarray(predictor.scores(rows.scores))))
     return results, train.metadata.label_names

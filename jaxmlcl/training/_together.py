@@ -95,6 +95,8 @@ class Splits:
     batches: list[tuple[jax.Array, int]]
     """Validation inputs; none if there is no such split."""
     labels: np.ndarray
+    known: np.ndarray | None = None
+    """Which of the labels are known; None: all."""
 
 
 def train_together(
@@ -169,7 +171,9 @@ def train_together(
             networks = (state.params, state.objective)
             scores = members.scores(networks, keys, values, splits.batches)
             measured = [
-                validation_measures(scores[member], splits.labels) if running[member] else {}
+                validation_measures(scores[member], splits.labels, splits.known)
+                if running[member]
+                else {}
                 for member in range(count)
             ]
             for member in np.flatnonzero(running).tolist():

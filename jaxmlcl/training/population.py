@@ -45,8 +45,14 @@ from jaxmlcl.training.program import (
     device_constants,
     scoring_batches,
     source_labels,
+    source_mask,
 )
-from jaxmlcl.training.splits import check_same_labels, fit_preparation, open_split
+from jaxmlcl.training.splits import (
+    check_apart,
+    check_same_labels,
+    fit_preparation,
+    open_split,
+)
 from jaxmlcl.training.stage import Stage
 
 PyTree = Any
@@ -282,11 +288,15 @@ class _Population:
             source = open_split(data, "train")
             batches: list[tuple[jax.Array, int]] = []
             labels = np.zeros((0, len(source.metadata.label_names)), np.uint8)
+            known = None
             if data.validation is not None:
                 validation = open_split(data, "validation")
                 check_same_labels(source, validation, ("train", "validation"))
                 batches = list(scoring_batches(validation, self.mesh))
+                if any(stage.validates for stage in experiment.stages.values()):
+                    check_apart(data, "validation", "train", validation, source)
                 labels, _ = source_labels(validation)
+                known = source_mask(validation, "data.validation")
             preparation = fit_preparation(data, source)
             constants = device_constants(preparation, source, self.mesh, experiment.precision)
             if "resident" not in constants:
@@ -294,7 +304,7 @@ class _Population:
                     f"data.train: {data.train} does not fit on the device, so variants cannot be "
                     "trained together; use `jaxmlcl train` for each of them"
                 )
-            self.splits[key] = Splits(source, constants, batches, labels)
+            self.splits[key] = Splits(source, constants, batches, labels, known)
         return self.splits[key]
 
     def _group(self, job: Job, flops: Mapping[str, float]) -> Hashable:

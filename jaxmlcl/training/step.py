@@ -19,6 +19,9 @@ from jaxmlcl.training.stage import Stage
 
 PyTree = Any
 
+# The arrays of a source on the device; the mask only where labels are unknown.
+_RESIDENT = ("inputs", "labels", "ids", "label_mask")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,9 @@ class Program:
         """The objective's batch for a host batch: gathered, prepared and augmented."""
         if "index" in host:
             rows = self.place({"ids": host["index"]})["ids"]
-            host = {name: array[rows] for name, array in constants["resident"].items()}
+            resident = constants["resident"]
+            names = [name for name in _RESIDENT if name in resident]
+            host = {name: resident[name][rows] for name in names}
         host = self.place(host)
         size = self.stage.batch_size
         position = step.astype(jnp.uint32) * size + jnp.arange(size, dtype=jnp.uint32)

@@ -131,7 +131,9 @@ def test_no_thresholds_are_chosen_on_the_rows_that_are_scored(run: Run, evaluate
 
     path = evaluated / "experiment.json"
     path.write_text(path.read_text().replace("digits:test?size=24", "digits:validation?size=40"))
-    assert "no best_on_val" in run("evaluate", evaluated).out
+    result = run("evaluate", evaluated)
+    assert result.code == 2
+    assert "data.test: 40 of its 40 rows are rows of data.validation" in result.err
 
 
 def test_evaluate_of_one_stage(run: Run, evaluated: Path) -> None:
