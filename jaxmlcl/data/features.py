@@ -54,6 +54,8 @@ class Rows(NamedTuple):
     """[n, ...] in the expected shape and type, finite."""
     labels: np.ndarray | None
     """uint8 [n, L], if the source has labels."""
+    label_mask: np.ndarray | None = None
+    """bool [n, L], False for unknown labels, if the source knows such."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def open_features(
       ... ''')
       >>> expected = Expected((2,), feature_names=("sea", "depth"), label_names=("sky",))
       >>> next(open_features(path, expected).read(10))
-      Rows(ids=array(['a7'], dtype='<U2'), inputs=array([[8. , 0.5]], dtype=float32), labels=None)
+      Rows(ids=array(['a7'], dtype='<U2'), inputs=array([[8. , 0.5]], dtype=float32), ...)
       >>> open_features(path, Expected((3,), feature_names=("sea", "depth", "hue")))
       Traceback (most recent call last):
       ...
@@ -168,8 +170,10 @@ def source_features(source: Source, where: str, expected: Expected) -> Features:
                     "labels": np.stack([record["labels"] for record in records]),
                     "ids": np.asarray([record["id"] for record in records], np.int32),
                 }
+                if metadata.unknown_labels:
+                    part["label_mask"] = np.stack([record["label_mask"] for record in records])
             inputs = _checked(part["inputs"], columns, start, where, expected)
-            yield Rows(part["ids"], inputs, part["labels"])
+            yield Rows(part["ids"], inputs, part["labels"], part.get("label_mask"))
 
     return Features(where, read, metadata.label_names)
 
