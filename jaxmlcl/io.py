@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         descriptor, temporary = _temporary(path)
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -74,6 +75,15 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with writing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # A file stands where the folder should.
+        code = errno.ENOTDIR
+        raise NotADirectoryError(code, os.strerror(code), str(error.filename)) from error
 
 
 def _temporary(path: Path) -> tuple[int, str]:
