@@ -12,10 +12,10 @@ import numpy as np
 
 from jaxmlcl.errors import ConfigError, UserError
 from jaxmlcl.evaluation import choose_thresholds
+from jaxmlcl.io import write_atomic
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.predict import Network
 from jaxmlcl.training.scoring import Scored, score_stages
-from jaxmlcl.training.workdir import write_file
 
 FILE = "thresholds.json"
 Per = Literal["all", "label"]
@@ -28,10 +28,10 @@ def remember_thresholds(workdir: Path, validation: Scored) -> None:
     `label` (one per label, that of its best F1), and which checkpoint they belong to.
 
     Raises:
-      UserError: the file cannot be written.
+      OSError: the file cannot be written.
     """
     known = {**_read(workdir), **_choose(validation)}
-    write_file(workdir / FILE, json.dumps(known, indent=1) + "\n")
+    write_atomic(workdir / FILE, json.dumps(known, indent=1) + "\n")
 
 
 def recall_thresholds(
@@ -71,8 +71,8 @@ def recall_thresholds(
         found = _choose(scored)[network.stage]
         try:
             remember_thresholds(workdir, scored)
-        except UserError as error:
-            report(f"thresholds are used, and not kept: {error}")
+        except OSError as error:
+            report(f"{error.filename}: {error.strerror}; thresholds are used, and not kept")
     if per == "label":
         return np.array([found["label"][name] for name in names], np.float64)
     return np.full(len(names), found["all"], np.float64)
