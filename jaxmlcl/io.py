@@ -2,16 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which takes the name `path` when the block ends, or never.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the
+    final name by a rename, which is atomic on one file system. What was there before stays if the
+    block raises.
+
+    Args:
+      path: the file to write; its folder is created.
+
+    Raises:
+      OSError: the folder or the disk refuses; it names `path`, not the temporary file.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a" / "b.txt"
+      >>> with writing(path) as file:
+      ...     _ = file.write(b"whole")
+      ...     path.exists()
+      False
+      >>> path.read_text()
+      'whole'
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        _make_folder(path.parent)
+        descriptor, temporary = _temporary(path)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private to the user; results are meant to be shared.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        # A full disk is reported without a name, a failed rename with that of the temporary file.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    sync_folder(path.parent)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` to `path` whole or not at all.
-
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the
-    final name by a rename, which is atomic on one file system.
+    """Write `data` to `path` whole or not at all; see `writing`.
 
     Args:
       path: the file to write; its folder is created.
@@ -24,24 +73,24 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
       >>> (folder / "a" / "b.txt").read_text()
       'whole'
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = data.encode() if isinstance(data, str) else data
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with writing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def _make_folder(folder: Path) -> None:
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private to the user; results are meant to be shared.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # A file stands where the folder should.
+        code = errno.ENOTDIR
+        raise NotADirectoryError(code, os.strerror(code), str(error.filename)) from error
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    try:
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -221,6 +221,8 @@ def test_the_readme_trains_on_your_own_data(
     Path("birds.xml").write_text(f"<labels>{labels}</labels>")
 
     monkeypatch.chdir(tmp_path)
+    new = [",".join(column.split()[0] for column in columns[:20]), ",".join(map(str, x[0]))]
+    Path("new.csv").write_text("\n".join(new))
     page = ROOT / "README.md"
     write_configurations(page, tmp_path)
     short = []
@@ -233,9 +235,12 @@ def test_the_readme_trains_on_your_own_data(
     ]
     assert [words[0] for words in run] == [
         *("config", "train", "evaluate", "report"),
-        *("train", "evaluate"),
+        *("train", "evaluate", "predict"),
     ]
     for words in run:
         assert cli.main([*words, *(short if words[0] == "train" else [])]) == 0, words
     assert '"best_on_val"' in capsys.readouterr().out
     assert (tmp_path / "runs" / "birds" / "report.html").exists()
+    header, row = Path("scores.csv").read_text().splitlines()
+    assert header == ",".join(["id", *map(str, names)])
+    assert row.startswith("0,0.")

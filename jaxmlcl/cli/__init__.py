@@ -20,7 +20,17 @@ from typing import NoReturn
 from jaxmlcl import __version__
 from jaxmlcl.errors import Preempted, UserError
 
-COMMANDS = ("train", "evaluate", "compare", "report", "config", "data", "reproduce")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "embed",
+    "compare",
+    "report",
+    "config",
+    "data",
+    "reproduce",
+)
 
 _HELP = """\
 usage: jaxmlcl COMMAND ...
@@ -30,6 +40,8 @@ Multi-label contrastive learning in JAX: training, evaluation and reports.
 commands:
   train CONFIG [--FIELD VALUE ...]   train the experiment of a configuration file, or continue it
   evaluate WORKDIR                   score a split with a run's networks; a table, JSON and scores
+  predict WORKDIR INPUT -o FILE      score new rows; CSV, JSON lines or NPZ
+  embed WORKDIR [INPUT] -o FILE      write the representations of a split or of new rows
   compare RUN_A RUN_B                differences of two evaluated runs, with intervals and p values
   report WORKDIR                     write a run's report, one HTML page
   config CONFIG [--FIELD VALUE ...]  print the resolved experiment and where each value is from

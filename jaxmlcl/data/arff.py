@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,38 @@ def open_arff(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
         locate=lambda row: f"line {line_numbers[row]}",
         label_mask=~np.isnan(table[:, labels]) if masks else None,
     )
+
+
+def read_features(
+    path: Path, label_names: Collection[str]
+) -> tuple[np.ndarray, list[str], list[int]]:
+    """The features of an ARFF file, with or without labels, and without an XML file.
+
+    Args:
+      path: the file.
+      label_names: attributes that are left out; their values do not matter.
+
+    Returns:
+      float32 [n, d], the `d` names, and the line of each row.
+
+    Raises:
+      DataError: the file is not what it should be; the message names the line.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.arff"
+      >>> _ = path.write_text('@attribute sea {0,1}\\n@attribute depth real\\n@data\\n?,0.5')
+      >>> read_features(path, {"sea"})
+      (array([[0.5]], dtype=float32), ['depth'], [4])
+    """
+    lines = read_text(path).split("\n")
+    attributes, start = _header(path, lines)
+    labels = [j for j, attribute in enumerate(attributes) if attribute.name in label_names]
+    features = sorted(set(range(len(attributes))) - set(labels))
+    if not features:
+        raise DataError(f"{path}: every attribute is a label; no feature is left")
+    table, line_numbers = _table(path, lines, start, attributes, labels)
+    return *_encode(table, attributes, features), line_numbers
 
 
 def read_label_names(path: Path) -> list[str]:

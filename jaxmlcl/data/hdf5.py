@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxmlcl.data._checks import as_float32, channels_last
 from jaxmlcl.data.source import ArraySource
-from jaxmlcl.errors import DataError
+from jaxmlcl.errors import DataError, UserError
 
 # DEFLATE, the strongest of the common filters, makes data at most 1032 times smaller.
 _DENSEST = 1100
@@ -45,23 +46,12 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
       ('sea',)
     """
     del options, places
-    try:
-        with h5py.File(path, "r") as file:
-            if "Image" in file and "feature" in file:
-                raise DataError(f"{path}: holds both feature and Image; keep one of them")
-            held = "Image" if "Image" in file else "feature"
-            inputs = _read(file, held, path, 4 if held == "Image" else 2)
-            labels = _read(file, "target", path)
-            mask = _read(file, "label_mask", path) if "label_mask" in file else None
-            label_names = _label_names(file, labels.shape[1], path)
-    except DataError:
-        raise
-    except Exception as error:
-        # A damaged file makes h5py raise almost anything: OSError, RuntimeError, KeyError, ...
-        raise DataError(
-            f"{path}: cannot be read as HDF5, it is damaged or something else: "
-            + str(error).strip("'\"")
-        ) from None
+    with _opened(path) as file:
+        held = _inputs(file, path)
+        inputs = _dataset(file, held, path, 4 if held == "Image" else 2)[()]
+        labels = _dataset(file, "target", path)[()]
+        mask = _dataset(file, "label_mask", path)[()] if "label_mask" in file else None
+        label_names = _label_names(file, labels.shape[1], path)
     if len(inputs) != len(labels):
         raise DataError(f"{path}: {held} has {len(inputs)} rows, target has {len(labels)}")
     is_image = held == "Image"
@@ -71,7 +61,50 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
     )
 
 
-def _read(file: h5py.File, name: str, path: Path, axes: int = 2) -> np.ndarray:
+@contextlib.contextmanager
+def hdf5_rows(path: Path) -> Iterator[h5py.Dataset]:
+    """The inputs of an HDF5 file, `feature` or `Image`, to be read by slices inside the block.
+
+    Raises:
+      DataError: not an HDF5 file, damaged, or without inputs; also inside the block.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.h5"
+      >>> with h5py.File(path, "w") as file:
+      ...     file["feature"] = [[0.5, 1.0], [2.0, 3.0]]
+      >>> with hdf5_rows(path) as rows:
+      ...     print(rows.shape, rows[1:])
+      (2, 2) [[2. 3.]]
+    """
+    with _opened(path) as file:
+        held = _inputs(file, path)
+        yield _dataset(file, held, path, 4 if held == "Image" else 2)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except UserError:
+        raise
+    except Exception as error:
+        # A damaged file makes h5py raise almost anything: OSError, RuntimeError, KeyError, ...
+        raise DataError(
+            f"{path}: cannot be read as HDF5, it is damaged or something else: "
+            + str(error).strip("'\"")
+        ) from None
+
+
+def _inputs(file: h5py.File, path: Path) -> str:
+    # Which of the two the file holds.
+    if "Image" in file and "feature" in file:
+        raise DataError(f"{path}: holds both feature and Image; keep one of them")
+    return "Image" if "Image" in file else "feature"
+
+
+def _dataset(file: h5py.File, name: str, path: Path, axes: int = 2) -> h5py.Dataset:
     if name not in file:
         held = ", ".join(sorted(file)[:8]) or "nothing"
         raise DataError(f"{path}: no dataset {name!r}; the file holds {held}")
@@ -86,7 +119,7 @@ def _read(file: h5py.File, name: str, path: Path, axes: int = 2) -> np.ndarray:
     if dataset.dtype.kind not in "biuf":
         raise DataError(f"{path}: dataset {name!r} has type {dataset.dtype}, expected numbers")
     _check_size(dataset, path)
-    return dataset[()]
+    return dataset
 
 
 def _label_names(file: h5py.File, count: int, path: Path) -> list[str] | None:

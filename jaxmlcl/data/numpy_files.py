@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +16,7 @@ from jaxmlcl.data._checks import as_float32, channels_last, wants_mask
 from jaxmlcl.data.source import ArraySource, find_file, integer_option
 from jaxmlcl.errors import DataError
 
-_INPUTS = ("features", "inputs", "x")
+INPUTS = ("features", "inputs", "x")
 _LABELS = ("labels", "targets", "y")
 
 
@@ -43,12 +45,8 @@ def open_npz(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
     del options, places
     try:
         with zipfile.ZipFile(path) as archive:
-            held = {
-                info.filename.removesuffix(".npy"): info
-                for info in archive.infolist()
-                if info.filename.endswith(".npy")
-            }
-            inputs = _member(archive, held, _INPUTS, path)
+            held = _held(archive)
+            inputs = _member(archive, held, INPUTS, path)
             labels = _member(archive, held, _LABELS, path)
             names = mask = None
             if "label_mask" in held:
@@ -101,7 +99,7 @@ def open_npy(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
     limit = 2**31 - 1
     width = integer_option(options, "labels", default=0, low=1, high=limit, where=str(path))
     meta = integer_option(options, "meta", default=0, low=0, high=limit, where=str(path))
-    table = _array(path)
+    table = read_npy(path)
     if table.ndim != 2 or table.dtype.kind not in "biuf":
         raise DataError(
             f"{path}: type {table.dtype} and shape {table.shape}; expected numbers, "
@@ -135,7 +133,7 @@ def open_npy(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
 
 
 def _indices(path: Path, count: int, table: Path) -> np.ndarray:
-    rows = np.asarray(_array(path))
+    rows = np.asarray(read_npy(path))
     if rows.ndim != 1 or rows.dtype.kind not in "iu":
         raise DataError(
             f"{path}: type {rows.dtype} and shape {rows.shape}; expected whole numbers, [rows]"
@@ -146,8 +144,19 @@ def _indices(path: Path, count: int, table: Path) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def _array(path: Path) -> np.ndarray:
-    # Mapped, so that only the rows that are needed are read, and a damaged size asks for nothing.
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, mapped into memory: a damaged size asks for nothing.
+
+    Raises:
+      DataError: not a `.npy` file, or a damaged one.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.npy"
+      >>> np.save(path, [1, 2])
+      >>> read_npy(path).tolist()
+      [1, 2]
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
@@ -158,12 +167,95 @@ def _array(path: Path) -> np.ndarray:
     return array
 
 
+@contextlib.contextmanager
+def npz_rows(path: Path) -> Iterator[tuple[tuple[int, ...], np.dtype, Callable[[int], np.ndarray]]]:
+    """The inputs of a `.npz` file, read in order and some rows at a time.
+
+    Yields:
+      Their shape and type, and a function that reads so many of the next rows.
+
+    Raises:
+      DataError: not a `.npz` file, damaged, or without inputs; also inside the block.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.npz"
+      >>> np.savez_compressed(path, features=[[0.5, 1.0], [2.0, 3.0]])
+      >>> with npz_rows(path) as (shape, dtype, read):
+      ...     print(shape, read(1), read(1))
+      (2, 2) [[0.5 1. ]] [[2. 3.]]
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = _info(archive, _held(archive), INPUTS, path)
+            with archive.open(info) as member:
+                shape, fortran, dtype = _array_header(member, f"{path}, {info.filename}")
+                stream: IO[bytes] = member
+                if fortran:
+                    # Its rows do not lie together.
+                    whole = _member(archive, _held(archive), INPUTS, path)
+                    stream = io.BytesIO(np.ascontiguousarray(whole).tobytes())
+                size = math.prod(shape[1:]) * dtype.itemsize
+
+                def read(rows: int) -> np.ndarray:
+                    return np.frombuffer(stream.read(rows * size), dtype).reshape(-1, *shape[1:])
+
+                yield shape, dtype, read
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, "npz", error) from None
+
+
+def npz_array(path: Path, name: str) -> np.ndarray | None:
+    """The array `name` of a `.npz` file, or None if it has none.
+
+    Raises:
+      DataError: not a `.npz` file, or a damaged one.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.npz"
+      >>> np.savez(path, ids=[7, 9])
+      >>> npz_array(path, "ids").tolist(), npz_array(path, "names")
+      ([7, 9], None)
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = _held(archive)
+            return _member(archive, held, (name,), path) if name in held else None
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, "npz", error) from None
+
+
+def _held(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    # The arrays by their names.
+    return {
+        info.filename.removesuffix(".npy"): info
+        for info in archive.infolist()
+        if info.filename.endswith(".npy")
+    }
+
+
 def _member(
     archive: zipfile.ZipFile,
     held: Mapping[str, zipfile.ZipInfo],
     names: Sequence[str],
     path: Path,
 ) -> np.ndarray:
+    with archive.open(_info(archive, held, names, path)) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _info(
+    archive: zipfile.ZipFile,
+    held: Mapping[str, zipfile.ZipInfo],
+    names: Sequence[str],
+    path: Path,
+) -> zipfile.ZipInfo:
+    # The one of the arrays that is there, its size believable.
     found = [name for name in names if name in held]
     if not found:
         holds = ", ".join(sorted(held)[:8]) or "nothing"
@@ -172,18 +264,19 @@ def _member(
         raise DataError(f"{path}: holds both {' and '.join(found)}; keep one of them")
     info = held[found[0]]
     with archive.open(info) as stream:
-        claimed = _claimed_bytes(stream, f"{path}, {found[0]}")
+        shape, _, dtype = _array_header(stream, f"{path}, {found[0]}")
+    claimed = math.prod(shape) * dtype.itemsize
     if claimed > info.file_size or info.file_size > 1100 * path.stat().st_size:
         # DEFLATE makes data at most 1032 times smaller; anything beyond would only fill memory.
         raise DataError(
             f"{path}: array {found[0]} claims {max(claimed, info.file_size)} bytes in a file of "
             f"{path.stat().st_size}, it is damaged"
         )
-    with archive.open(info) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
+    return info
 
 
-def _claimed_bytes(stream: IO[bytes], where: str) -> int:
+def _array_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    # Shape, whether columns come first, and type.
     version = np.lib.format.read_magic(stream)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -191,10 +284,10 @@ def _claimed_bytes(stream: IO[bytes], where: str) -> int:
     }.get(version)
     if read is None:
         raise DataError(f"{where}: version {version} of the format cannot be read; store it again")
-    shape, _, dtype = read(stream)
+    shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise DataError(f"{where}: Python objects; store numbers or strings of fixed length")
-    return math.prod(shape) * dtype.itemsize
+    return shape, fortran, dtype
 
 
 def _strings(names: np.ndarray, path: Path) -> list[str]:

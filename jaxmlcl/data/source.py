@@ -355,7 +355,7 @@ def open_source(
     """
     text = os.fspath(uri)
     address = _address(text)
-    opener, options, places = address.opener, dict(address.options), _places(root)
+    opener, options, places = address.opener, dict(address.options), search_places(root)
     part = {name: options.pop(name) for name in _PART_OPTIONS if name in options}
     # A scheme needs no folder, and a run may carry the name of one that is no longer there.
     if not address.scheme and root is not None and not os.path.isdir(os.path.expanduser(root)):
@@ -402,7 +402,7 @@ def row_origin(
         }
     place = address.body
     if not address.scheme:
-        place = os.path.realpath(find_file(address.body, _places(root)))
+        place = os.path.realpath(find_file(address.body, search_places(root)))
     return (address.scheme, place, *(f"{name}={value}" for name, value in chosen.items()))
 
 
@@ -515,7 +515,13 @@ def _address(text: str) -> _Address:
     )
 
 
-def _places(root: str | os.PathLike[str] | None) -> list[Path]:
+def search_places(root: str | os.PathLike[str] | None) -> list[Path]:
+    """The folders in which relative paths are sought: root, JAXMLCL_DATA, the working directory.
+
+    Example:
+      >>> search_places("/data")[0]
+      PosixPath('/data')
+    """
     named = [root, os.environ.get("JAXMLCL_DATA"), os.curdir]
     places = [Path(os.path.abspath(os.path.expanduser(place))) for place in named if place]
     return list(dict.fromkeys(places))

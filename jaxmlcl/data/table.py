@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
     fills = wants_means(options, where)
     masks = wants_mask(options, where)
     gaps = frozenset([*(features if fills else ()), *(labels if masks else ())])
-    table = _numbers(path, header, rows, lines, gaps)
+    table = csv_numbers(where, header, rows, lines, gaps)
     names = [header[column] for column in features]
     with np.errstate(over="ignore"):  # too large becomes infinite, which the source refuses
         inputs = table[:, features].astype(np.float32)
@@ -86,38 +86,60 @@ def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
     )
 
 
-def _rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    # Header, rows, and the line on which each row ends.
-    reader = csv.reader(read_text(path).split("\n"), strict=True)
+def csv_rows(lines: Iterable[str], where: str) -> Iterator[tuple[list[str], int]]:
+    """The header of a CSV text, then its rows, each with the line on which it ends.
+
+    Args:
+      lines: the text's lines.
+      where: what messages call it, such as the file.
+
+    Raises:
+      DataError: not CSV, a column without a name or with another's, or a row of another length.
+
+    Example:
+      >>> list(csv_rows(["a,b", "", "1,2"], "tiny.csv"))
+      [(['a', 'b'], 1), (['1', '2'], 3)]
+    """
+    reader = csv.reader(lines, strict=True)
     header: list[str] = []
-    rows: list[list[str]] = []
-    lines: list[int] = []
     try:
         for row in reader:
             if not row:
                 continue
             if not header:
-                header = [name.strip() for name in row]
+                header = _header(row, where)
+                yield header, reader.line_num
                 continue
             if len(row) != len(header):
                 raise DataError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields, the header has "
+                    f"{where}, line {reader.line_num}: {len(row)} fields, the header has "
                     f"{len(header)} columns"
                 )
-            rows.append(row)
-            lines.append(reader.line_num)
+            yield row, reader.line_num
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+        raise DataError(f"{where}, line {reader.line_num}: not CSV: {error}") from None
     if not header:
-        raise DataError(f"{path}: is empty; the first line names the columns")
+        raise DataError(f"{where}: is empty; the first line names the columns")
+
+
+def _header(row: Sequence[str], where: str) -> list[str]:
+    header = [name.strip() for name in row]
+    seen: set[str] = set()
     for column, name in enumerate(header):
         if not name:
-            raise DataError(f"{path}, line 1: column {column + 1} has no name")
-        if name in header[:column]:
-            raise DataError(f"{path}, line 1: column {shorten(name)} occurs more than once")
-    if not rows:
+            raise DataError(f"{where}, line 1: column {column + 1} has no name")
+        if name in seen:
+            raise DataError(f"{where}, line 1: column {shorten(name)} occurs more than once")
+        seen.add(name)
+    return header
+
+
+def _rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    # Header, rows, and the line on which each row ends.
+    (header, _), *rest = csv_rows(read_text(path).split("\n"), str(path))
+    if not rest:
         raise DataError(f"{path}: no rows below the header")
-    return header, rows, lines
+    return header, [row for row, _ in rest], [line for _, line in rest]
 
 
 def _label_columns(path: Path, header: Sequence[str], options: Mapping[str, str]) -> list[int]:
@@ -144,26 +166,41 @@ def _label_columns(path: Path, header: Sequence[str], options: Mapping[str, str]
     return sorted(set(columns))
 
 
-def _numbers(
-    path: Path,
+def csv_numbers(
+    where: str,
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     lines: Sequence[int],
-    may_miss: frozenset[int],
+    may_miss: frozenset[int] = frozenset(),
 ) -> np.ndarray:
-    # float64 [n, columns]; what is missing in the columns `may_miss` is NaN.
+    """The numbers in the cells of rows, float64 [n, columns].
+
+    Args:
+      where: what messages call the text, such as the file.
+      header: the names of the columns.
+      rows: the cells of each row.
+      lines: the line of each row.
+      may_miss: the columns in which a missing cell is NaN.
+
+    Raises:
+      DataError: a cell is not a number; the message names line and column.
+
+    Example:
+      >>> csv_numbers("tiny.csv", ["a", "b"], [["1", "2e3"]], [2])
+      array([[1.e+00, 2.e+03]])
+    """
     table = np.empty((len(rows), len(header)))
     for row, (cells, line) in enumerate(zip(rows, lines, strict=True)):
         try:
             table[row] = [float(cell) for cell in cells]
         except ValueError:
             for column, cell in enumerate(cells):
-                table[row, column] = _number(cell, column in may_miss, path, line, header[column])
+                table[row, column] = _number(cell, column in may_miss, where, line, header[column])
     return table
 
 
-def _number(cell: str, may_miss: bool, path: Path, line: int, name: str) -> float:
-    where = f"{path}, line {line}, column {shorten(name)}"
+def _number(cell: str, may_miss: bool, where: str, line: int, name: str) -> float:
+    where = f"{where}, line {line}, column {shorten(name)}"
     if cell.strip().lower() in _NOTHING:
         if may_miss:
             return math.nan

@@ -49,6 +49,11 @@ class Checkpoint:
     files: dict[str, dict[str, Any]] = field(repr=False)
     folder: str = field(default="state", repr=False)
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the names, sizes and checksums of the files."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
 
 class DamagedError(Exception):
     """Why a checkpoint cannot be used, in a few words."""

@@ -15,6 +15,7 @@ from jaxmlcl.evaluation import evaluate_scores
 from jaxmlcl.io import write_atomic
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.scoring import Split, score_splits
+from jaxmlcl.training.thresholds import remember_thresholds
 
 
 def evaluate_run(
@@ -32,7 +33,7 @@ def evaluate_run(
 
     Args:
       experiment: the run's experiment.
-      workdir: the run's folder; evaluation/STAGE-SPLIT.npz are written in it.
+      workdir: the run's folder; evaluation/STAGE-SPLIT.npz and thresholds.json are written in it.
       split: which rows.
       stage: the only stage to score; all that give scores by default.
       report: called with a line for each damaged checkpoint that is passed over.
@@ -55,6 +56,9 @@ def evaluate_run(
     scored, validation = found_in[split], found_in.get("validation")
     if validation and validation.metadata.fingerprint == scored.metadata.fingerprint:
         validation = None
+    chosen_on = scored if split == "validation" else validation
+    if chosen_on is not None:
+        remember_thresholds(workdir, chosen_on)
     names = scored.metadata.label_names
     results: dict[str, dict[str, Any]] = {}
     for name in sorted(scored.stages, key=lambda name: name == experiment.main):

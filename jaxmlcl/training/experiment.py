@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from jaxmlcl.errors import ConfigError
@@ -93,6 +94,12 @@ class Experiment:
             )
         if not self.stages:
             raise ConfigError("experiment: it has no stages; give at least one")
+        # The default workdir is runs/NAME.
+        if self.name.strip(" .") == "" or re.search(r"[/\\\x00-\x1f]", self.name):
+            raise ConfigError(
+                f"name: {self.name[:60]!r} cannot be the name of a folder; write one that is not "
+                "empty, without slashes and control characters"
+            )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed: it must be at least 0 and below 2^32, not {self.seed}")
         earlier: list[str] = []

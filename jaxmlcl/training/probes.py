@@ -16,27 +16,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import CheckpointError, ConfigError, DataError
 from jaxmlcl.evaluation import ProbeScores, evaluate_scores, knn_scores, ridge_scores
-from jaxmlcl.sharding import MeshSpec, batch_sharding, replicated
-from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.evaluate import _gflop, _write_arrays
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.program import (
-    StageProgram,
-    build_stage,
     device_constants,
     scoring_batches,
     source_labels,
     source_mask,
 )
+from jaxmlcl.training.scoring import restore_stage, scoring_mesh
 from jaxmlcl.training.splits import Preparation, check_apart, open_split
-from jaxmlcl.training.step import TrainState
-from jaxmlcl.training.trainer import check_fingerprint, load_stage, stage_folder
+from jaxmlcl.training.trainer import check_fingerprint
 
 REPRESENTATION = "representation"
 
@@ -194,29 +189,13 @@ class _Network:
         train: Source,
         report: Callable[[str], None],
     ) -> None:
-        mesh = MeshSpec(rules=experiment.mesh.rules).build()
+        mesh = scoring_mesh(experiment, [name])
         preparation = Preparation.load(workdir / "preparation.npz")
         constants = device_constants(preparation, None, mesh, experiment.precision)
-        # A length relative to other stages' FLOPs does not matter here: any number will do.
-        flops = dict.fromkeys(experiment.stages, 1.0)
-        self.program: StageProgram = build_stage(experiment, name, mesh, train, flops)
-        store = CheckpointStore(stage_folder(workdir, name))
-        self.state: TrainState
-        self.checkpoint: Checkpoint
-        self.state, self.checkpoint = load_stage(store, self.program, report)
-        program = self.program.program
-
-        def embed(params: Any, state: Any, inputs: jax.Array) -> dict[str, jax.Array]:
-            found = program.stage.objective.embed(
-                params, state, program.feed.prepare(inputs, constants)
-            )
-            return {name: array.astype(jnp.float32) for name, array in found.items()}
-
-        self._embed = jax.jit(
-            embed,
-            in_shardings=(None, None, batch_sharding(mesh)),
-            out_shardings=replicated(mesh),
+        self.program, self.state, self.checkpoint = restore_stage(
+            experiment, workdir, name, mesh, train, report
         )
+        self._embed = self.program.embedder(constants)
 
     def check(self, train: _Rows, scored: _Rows, validation: _Rows | None) -> None:
         """Refuse data that are not those of the stage."""

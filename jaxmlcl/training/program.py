@@ -107,8 +107,15 @@ class StageProgram:
 
     def scorer(self, constants: PyTree) -> Any:
         """A function (params, objective state, inputs [n, ...]) -> scores [n, L]."""
+        return self._compiled(self.program.scores, constants)
+
+    def embedder(self, constants: PyTree) -> Any:
+        """A function (params, objective state, inputs [n, ...]) -> {name: [n, width]}."""
+        return self._compiled(self.program.embed, constants)
+
+    def _compiled(self, method: Any, constants: PyTree) -> Any:
         function = jax.jit(
-            self.program.scores,
+            method,
             in_shardings=(None, None, batch_sharding(self.mesh), None),
             out_shardings=replicated(self.mesh),
         )
@@ -214,8 +221,13 @@ def scoring_batches(source: Source, mesh: Mesh) -> Iterator[tuple[jax.Array, int
             inputs = arrays["inputs"][start:stop]
         else:
             inputs = np.stack([source[index]["inputs"] for index in range(start, stop)])
-        padding = [(0, rows - (stop - start))] + [(0, 0)] * (inputs.ndim - 1)
-        yield jax.device_put(np.pad(inputs, padding), batch_sharding(mesh)), stop - start
+        yield on_mesh(inputs, rows, mesh), stop - start
+
+
+def on_mesh(inputs: np.ndarray, rows: int, mesh: Mesh) -> jax.Array:
+    """Inputs [n, ...] on the mesh, padded to so many rows."""
+    padding = [(0, rows - len(inputs))] + [(0, 0)] * (inputs.ndim - 1)
+    return jax.device_put(np.pad(inputs, padding), batch_sharding(mesh))
 
 
 def source_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.program import (
+    StageProgram,
     build_stage,
     device_constants,
     scoring_batches,
@@ -29,6 +31,7 @@ from jaxmlcl.training.splits import (
     open_split,
     share_origin,
 )
+from jaxmlcl.training.step import TrainState
 from jaxmlcl.training.trainer import check_fingerprint, load_stage, stage_folder
 
 Split = Literal["train", "validation", "test"]
@@ -42,6 +45,8 @@ class StageScores:
     """[n, L] float32."""
     step: int
     checkpoint: str
+    identity: str
+    """SHA-256 of the checkpoint's files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +111,15 @@ def score_splits(
             )
     if not chosen:
         raise UserError(f"{experiment.name}: no stage gives label scores; add a probe or BCE stage")
-    # On whatever devices there are now: a mesh of fixed sizes may have been another machine's.
-    mesh = MeshSpec(rules=experiment.mesh.rules).build(devices)
+    mesh = scoring_mesh(experiment, chosen, devices)
     sources = {split: open_split(experiment.data, split) for split in splits}
     preparation = Preparation.load(workdir / "preparation.npz")
     constants = device_constants(preparation, None, mesh, experiment.precision)
-    # A length relative to other stages' FLOPs does not matter here: any number will do.
-    flops = dict.fromkeys(experiment.stages, 1.0)
     results: dict[Split, dict[str, StageScores]] = {split: {} for split in splits}
     for name in chosen:
-        program = build_stage(experiment, name, mesh, sources[splits[0]], flops)
-        store = CheckpointStore(stage_folder(workdir, name))
-        state, checkpoint = load_stage(store, program, report)
+        program, state, checkpoint = restore_stage(
+            experiment, workdir, name, mesh, sources[splits[0]], report
+        )
         score = program.scorer(constants)
         for split, source in sources.items():
             if split != "test":
@@ -135,7 +137,7 @@ def score_splits(
                 for inputs, valid in scoring_batches(source, mesh)
             ]
             results[split][name] = StageScores(
-                np.concatenate(parts), checkpoint.step, checkpoint.path.name
+                np.concatenate(parts), checkpoint.step, checkpoint.path.name, checkpoint.identity
             )
     return {
         split: Scored(
@@ -159,3 +161,47 @@ def _check_test(experiment: Experiment, checkpoint: Checkpoint, test: Source) ->
             check_apart(data, "test", other, test, test)
         elif share_origin(data, "test", other):
             check_apart(data, "test", other, test, open_split(data, other))
+
+
+def scoring_mesh(
+    experiment: Experiment, stages: Sequence[str], devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh for stages that are trained already: of whatever devices there are now.
+
+    The run's own mesh may have been another machine's. Devices over which the stages' batches do
+    not divide are left out.
+    """
+    spec = MeshSpec(rules=experiment.mesh.rules)
+    mesh = spec.build(devices)
+    trained = [experiment.stages[name] for name in stages]
+    common = math.gcd(*(stage.batch_size // stage.accumulate for stage in trained))
+    size = max(n for n in range(1, mesh.size + 1) if common % n == 0)
+    return mesh if size == mesh.size else spec.build(list(mesh.devices.flat)[:size])
+
+
+def restore_stage(
+    experiment: Experiment,
+    workdir: Path,
+    name: str,
+    mesh: jax.sharding.Mesh,
+    source: Source,
+    report: Callable[[str], None],
+) -> tuple[StageProgram, TrainState, Checkpoint]:
+    """A finished stage's program on a mesh, and the state it ended with.
+
+    Args:
+      experiment: the run's experiment.
+      workdir: the run's folder.
+      name: the stage.
+      mesh: the devices.
+      source: anything with the metadata of the training split; its records are not read.
+      report: called with a line for each damaged checkpoint that is passed over.
+
+    Raises:
+      UserError: the stage is not finished, or its checkpoints are damaged or do not fit.
+    """
+    # A length relative to other stages' FLOPs does not matter here: any number will do.
+    flops = dict.fromkeys(experiment.stages, 1.0)
+    program = build_stage(experiment, name, mesh, source, flops)
+    store = CheckpointStore(stage_folder(workdir, name))
+    return program, *load_stage(store, program, report)

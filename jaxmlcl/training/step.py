@@ -137,6 +137,11 @@ class Program:
         x = self.feed.prepare(inputs, constants)
         return self.stage.objective.scores(params, state, x).astype(jnp.float32)
 
+    def embed(self, params: PyTree, state: PyTree, inputs: jax.Array, constants: PyTree) -> Any:
+        """Named representations [B, width] of raw inputs, in evaluation mode."""
+        found = self.stage.objective.embed(params, state, self.feed.prepare(inputs, constants))
+        return jax.tree.map(lambda x: x.astype(jnp.float32), found)
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def advance_plateau(schedule: Plateau, plateau: PyTree, loss: ArrayLike) -> PyTree:

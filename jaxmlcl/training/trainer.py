@@ -41,6 +41,7 @@ from jaxmlcl.training.splits import (
     open_split,
 )
 from jaxmlcl.training.step import TrainState, advance_plateau
+from jaxmlcl.training.trained_on import save_trained_on
 from jaxmlcl.training.workdir import open_workdir, write_file
 from jaxmlcl.training.writers import MetricsLog, TensorBoard
 
@@ -121,6 +122,7 @@ def train(
             # Nothing is refused from here on: what the folder says is now about this run.
             write_file(workdir / "experiment.json", resolved)
             preparation.save(workdir / "preparation.npz")
+            save_trained_on(workdir, dict.fromkeys(experiment.stages, source))
             run.log.cut(position.host["metrics_offset"] if position else 0)
             # Train: every stage in order; finished ones only say what they cost.
             for name in experiment.stages:

@@ -47,6 +47,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a number for logging.every": (lambda: Logging(10), "logging: every is 10"),  # type: ignore[arg-type]
     "a number for warm-up": (lambda: Cosine(warmup=10), "schedule: warmup is 10"),  # type: ignore[arg-type]
     "a number for a period": (lambda: WarmRestarts(10), "schedule: period is 10"),  # type: ignore[arg-type]
+    **{
+        f"the name {name!r}": (
+            lambda name=name: Experiment(name, Data("digits:train"), {"bce": stage()}),
+            "^name: .* cannot be the name of a folder",
+        )
+        for name in ("", " ", "..", "../x", "a/b", "a\\b", "a\nb", "a\0b")
+    },
     "batch size 0": (lambda: stage(batch_size=0), r"batch_size \(0\)"),
     "accumulate 0": (lambda: stage(accumulate=0), r"accumulate \(0\)"),
     "a ragged micro-batch": (
