@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOP := $(VENV)/.develop
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-slow coverage lint types format wheel gpu yeast clean help
+.PHONY: quickstart test test-slow coverage lint types format wheel gpu bench yeast clean help
 
 help:
 	@echo "quickstart  train the embedded default and write a report (about 4 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "coverage    losses, queue and evaluation, at least 95 %"
 	@echo "wheel       build the wheel, and run the fast tests on it"
 	@echo "gpu         every check and benchmark that wants a GPU"
+	@echo "bench       speed on vectors beside PyTorch, where that is installed"
 	@echo "yeast       MulSupCon on Yeast (JAXMLCL_DATA names the folder of the data)"
 
 $(BIN)/python:
@@ -75,6 +76,10 @@ gpu:
 	elif $(PYTHON) -c 'import jax, flax, optax, orbax.checkpoint' 2>/dev/null; then python=$(PYTHON); \
 	else $(MAKE) --no-print-directory $(INSTALLED) && python=$(BIN)/python; fi; \
 	$$python -m benchmarks.gpu
+
+# PyTorch is large and only the benchmark wants it: pip install "jaxmlcl[benchmark]" adds the peer.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.vectors --json build/vectors.json
 
 yeast: $(INSTALLED)
 	$(BIN)/jaxmlcl train configs/mulsupcon/yeast_released.py
