@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlcl.io import write_atomic
+from jaxmlcl.studies._paired import against_best_baseline
 from jaxmlcl.studies._runner import Cell, cells, told
 from jaxmlcl.studies._study import DataSet, Reference, Study, Table
 
@@ -238,8 +239,30 @@ def _set_part(table: Table, data: DataSet, folder: Path) -> list[str]:
     chosen = [f"{line.name} {line.chosen}" for line in lines if line.chosen and line.trials != "1"]
     if chosen:
         parts.append("Chosen on validation: " + "; ".join(chosen) + ".\n")
-    parts.append(_data_line(table, data, folder))
+    parts += [*_difference_lines(table, data, folder), _data_line(table, data, folder)]
     return parts
+
+
+def _difference_lines(table: Table, data: DataSet, folder: Path) -> list[str]:
+    part = Study("", "", (dataclasses.replace(table, sets=(data,)),))
+    found = against_best_baseline(cells(part, folder))
+    if found is None:
+        return []
+    baseline, differences = found
+    told_of = (
+        f"{one.method} {_signed(one.value)} [{_signed(one.low)}, {_signed(one.high)}], "
+        f"p {one.p:.2g}"
+        for one in differences
+    )
+    return [
+        f"mAP less that of the best baseline on validation, {baseline}, with 95 % intervals and p "
+        f"values of a paired bootstrap over the test rows: {'; '.join(told_of)}.\n"
+    ]
+
+
+def _signed(value: float) -> str:
+    sign = "-" if value < 0 else "+"
+    return sign + _short(abs(value))
 
 
 def _data_line(table: Table, data: DataSet, folder: Path) -> str:

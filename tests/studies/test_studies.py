@@ -15,6 +15,7 @@ import pytest
 from jaxmlcl.cli import main
 from jaxmlcl.config import MLP, Classification, Data, Experiment, Optimizer, Stage, steps
 from jaxmlcl.errors import ConfigError, NonFiniteError, UserError
+from jaxmlcl.evaluation import bootstrap_replicates
 from jaxmlcl.studies import (
     DataSet,
     Fitted,
@@ -29,6 +30,7 @@ from jaxmlcl.studies import (
     run_study,
     write_tables,
 )
+from jaxmlcl.studies._paired import against_best_baseline
 from jaxmlcl.studies._tables import figure
 
 
@@ -221,6 +223,47 @@ def test_tables_hold_mean_and_deviation(data, tmp_path):
     latex = files[2].read_text()
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
     assert "noisy & " in latex
+
+
+def test_differences_are_paired_and_from_the_best_baseline_on_validation(data, tmp_path):
+    methods = (
+        Method("noisy", noisy, ({"lean": 3.0},)),
+        *(
+            Method(
+                f"leaning {lean}",
+                lambda data, choice, _seed: Fitted(Leaning(choice["lean"]), data.data),
+                ({"lean": lean},),
+                seeded=False,
+                baseline=True,
+            )
+            for lean in (-1.0, 2.0)
+        ),
+    )
+    study, folder = study_of(data, methods=methods), tmp_path / "study"
+    assert against_best_baseline(cells(study, folder)) is None
+    run_study(study, folder)
+    found = against_best_baseline(cells(study, folder))
+    assert found is not None
+    name, (difference,) = found
+    assert name == "leaning 2.0"
+    noisy_maps = [stored(folder, "noisy")[f"seed-{s}"]["threshold_free"]["map"] for s in (3, 5)]
+    best = stored(folder, "leaning-2-0")["seed-3"]["threshold_free"]["map"]
+    assert difference.value == pytest.approx(np.mean(noisy_maps) - best)
+    assert difference.low < difference.value < difference.high
+
+    # By hand: the same rows are drawn for both.
+    maps = []
+    for path in ("noisy/seed-3", "noisy/seed-5", "leaning-2-0/seed-3"):
+        with np.load(folder / "one" / "tiny" / f"{path}.npz") as arrays:
+            maps.append(
+                bootstrap_replicates(arrays["scores"], arrays["labels"], replicates=500, seed=0)[
+                    "map"
+                ]
+            )
+    drawn = (maps[0] + maps[1]) / 2 - maps[2]
+    shift = difference.value - drawn.mean()
+    expected = np.quantile(drawn, [0.025, 0.975]) + shift
+    assert (difference.low, difference.high) == pytest.approx(tuple(expected))
 
 
 def test_tables_of_a_part_hold_that_part(data, tmp_path):
