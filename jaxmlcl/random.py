@@ -70,13 +70,18 @@ def bits(words: RowWords, units: int) -> jax.Array:
     return _mix(_mix(unit ^ words.first[..., None]) + words.second[..., None])
 
 
-def bernoulli(words: RowWords, units: int, probability: float) -> jax.Array:
+def bernoulli(words: RowWords, units: int, probability: float | jax.Array) -> jax.Array:
     """True with a probability, [B, units]; the probability is kept to 2^-32.
+
+    One that is an array, as where variants are trained together, is kept to its own type's digits.
 
     Example:
       >>> bool(bernoulli(row_words(jax.random.key(0), jnp.arange(2)), 5, 1.0).all())
       True
     """
+    if isinstance(probability, jax.Array):
+        limit = (probability * 2.0**32).astype(jnp.uint32)
+        return (probability >= 1.0) | (bits(words, units) < limit)
     if probability >= 1.0:
         return jnp.ones((*words.first.shape, units), bool)
     return bits(words, units) < jnp.uint32(int(probability * 2**32))

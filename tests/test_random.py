@@ -269,3 +269,12 @@ def unmix(y: int) -> int:
             x = y ^ (x >> shift)
         y = x
     return y
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_a_traced_probability_draws_the_same(x64: None, probability: float) -> None:
+    words = row_words(jax.random.key(3), jnp.arange(64))
+    traced = jax.jit(lambda p: bernoulli(words, 100, p))(probability)
+    np.testing.assert_array_equal(traced, bernoulli(words, 100, probability))
+    single = jax.jit(lambda p: bernoulli(words, 100, p))(np.float32(probability))
+    np.testing.assert_array_equal(single, traced)

@@ -71,7 +71,9 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply to x [B, ...]; the identity unless `train`."""
-        if not train or self.rate == 0.0:
+        # A rate that is traced, in a program for several, cannot be looked at.
+        none = not isinstance(self.rate, jax.Array) and self.rate == 0.0
+        if not train or none:
             return x
         words = row_words(self.make_rng("dropout"), jnp.arange(x.shape[0]))
         units = math.prod(x.shape[1:])

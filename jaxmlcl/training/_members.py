@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlcl.sharding import replicated
 from jaxmlcl.training.duration import Duration
 from jaxmlcl.training.optimizers import Plateau
 from jaxmlcl.training.program import StageProgram
@@ -102,11 +103,21 @@ class Members:
         self.paths = tuple(paths)
         self.constants = constants
         self._validating = {name: constants[name] for name in ("shift", "scale")}
-        self.init = jax.jit(jax.vmap(self._init))
-        self._run = jax.jit(self._steps, donate_argnums=(0, 1))
-        members = (0, 0, 0, 0, None, None)
-        self._scores = jax.jit(jax.vmap(self._score, in_axes=members))
+        # Everything is on the mesh from the start: arrays that come home elsewhere than they left
+        # would compile the steps twice.
+        self._here = replicated(program.mesh)
+        self._begin = jax.jit(_each(self._init), out_shardings=self._here)
+        self._run = jax.jit(self._steps, donate_argnums=(0, 1), out_shardings=self._here)
+        self._scores = jax.jit(_each(self._score, shared=2))
         self._score_one = jax.jit(self._score)
+
+    def place(self, tree: PyTree) -> PyTree:
+        """Arrays on the device where the members' own are."""
+        return jax.device_put(tree, self._here)
+
+    def init(self, keys: jax.Array, values: Any, sources: PyTree | None) -> TrainState:
+        """Fresh states; with the encoders of `sources` = (parameters, states) where given."""
+        return self._begin(keys, values, sources)
 
     def steps(
         self,
@@ -218,7 +229,7 @@ class Members:
         indices: jax.Array,
         constants: PyTree,
     ) -> tuple[TrainState, jax.Array, jax.Array]:
-        step = jax.vmap(self._step, in_axes=(0, 0, 0, 0, None))
+        step = _each(self._step, shared=1)
 
         def one(carry: Any, index: jax.Array) -> Any:
             state, bad = carry
@@ -249,6 +260,20 @@ def traceable(program: StageProgram, paths: Sequence[Path], constants: PyTree) -
     if Members(program, paths, constants).traces():
         return tuple(paths)
     return tuple(path for path in paths if Members(program, [path], constants).traces())
+
+
+def _each(function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
+    """The function over a leading axis of all its arguments but the last `shared` ones."""
+
+    def mapped(*arguments: Any) -> Any:
+        own, common = arguments[: len(arguments) - shared], arguments[len(arguments) - shared :]
+        if jax.tree.leaves(own)[0].shape[0] > 1:
+            return jax.vmap(lambda *mine: function(*mine, *common))(*own)
+        # A batch of one is no batch: the program is then the trainer's.
+        results = function(*jax.tree.map(lambda x: x[0], own), *common)
+        return jax.tree.map(lambda x: x[None], results)
+
+    return mapped
 
 
 @functools.partial(jax.jit, donate_argnums=2)

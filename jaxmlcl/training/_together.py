@@ -124,12 +124,12 @@ def train_together(
         f"{count} member{'s' if count > 1 else ''} at once"
     )
     keys = jnp.stack([stage_key(job.experiment.seed, name) for job in jobs])
-    values = members.values([job.stage for job in jobs])
+    keys, values = members.place((keys, members.values([job.stage for job in jobs])))
     source = None
     if starts is not None:
         source = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
     state = members.init(keys, values, source)
-    bad = jnp.zeros(count, jnp.int32)
+    bad = members.place(jnp.zeros(count, jnp.int32))
     best: PyTree = None
     if stage.select != "last":
         best = jax.tree.map(jnp.copy, (state.params, state.objective))
