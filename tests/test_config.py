@@ -29,6 +29,7 @@ from jaxmlcl.config import (
     MeshSpec,
     MulSupCon,
     Noise,
+    OneCycle,
     Optimizer,
     Plateau,
     Projection,
@@ -105,6 +106,11 @@ def various() -> Experiment:
             "constant": Stage(
                 Classification(), steps(2.5), optimizer=Optimizer(schedule=Constant())
             ),
+            "large": Stage(
+                Classification(),
+                steps(9),
+                optimizer=Optimizer(name="lars", trust=0.02, schedule=OneCycle(0.2, 10.0, 100.0)),
+            ),
         },
         seed=7,
         precision="float64",
@@ -153,7 +159,8 @@ def test_every_kind_of_field_survives_json() -> None:
     again = from_json(to_json(experiment))
     assert again == experiment
     assert to_json(again) == to_json(experiment)
-    assert list(again.stages) == ["pre-train", "probe", "my_bce", "joint", "constant"]
+    names = ["pre-train", "probe", "my_bce", "joint", "constant", "large"]
+    assert list(again.stages) == names
     assert type(again.stages["probe"].objective) is Classification
     assert again.stages["probe"].duration.count == 1234567
 
