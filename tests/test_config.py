@@ -110,6 +110,8 @@ def various() -> Experiment:
                 Classification(),
                 steps(9),
                 optimizer=Optimizer(name="lars", trust=0.02, schedule=OneCycle(0.2, 10.0, 100.0)),
+                starts_from="pre-train",
+                data=Data("other:train", None, "other:test", "/other", "inherit"),
             ),
         },
         seed=7,
@@ -394,7 +396,7 @@ def test_flags_replace_fields_and_nothing_else() -> None:
         "--stages.pre-train.augmentation.1.pixels 9 --stages.probe.optimizer.schedule.hold None "
         "--stages.pre-train.objective.encoder.depths 3 3 --mesh.data -1 --mesh.fsdp 2 "
         "--stages.pre-train.optimizer.schedule.warmup 3 epochs --logging.tensorboard False "
-        "--stages.my-bce.optimizer.learning-rate 1e-5"
+        "--stages.my-bce.optimizer.learning-rate 1e-5 --stages.large.data.train another:train"
     )
     new = override(experiment, words.split())
     assert (new.seed, new.data.root, new.mesh.data, new.mesh.fsdp) == (3, None, -1, 2)
@@ -408,6 +410,9 @@ def test_flags_replace_fields_and_nothing_else() -> None:
     assert new.stages["pre-train"].optimizer.schedule.warmup == epochs(3)
     assert new.stages["pre-train"].augmentation[1] == Shift(9)
     assert new.stages["pre-train"].objective.encoder.depths == (3, 3)
+    assert new.stages["large"].data == Data(
+        "another:train", None, "other:test", "/other", "inherit"
+    )
     assert new.checkpoint == experiment.checkpoint
     assert new.stages["constant"] == experiment.stages["constant"]
 
@@ -440,6 +445,7 @@ def test_flags_replace_fields_and_nothing_else() -> None:
         ("--zzz 3", "unknown flag --zzz"),
         ("--tyro-print-completion bash", "unknown flag --tyro-print-completion"),
         ("--stages.probe.objective MulSupCon", "names a class, which only the configuration file"),
+        ("--stages.probe.data x:train", "names a class, which only the configuration file"),
         ("seed 3", '"seed" is not a flag; write --FIELD VALUE'),
         ("-s 3", '"-s" is not a flag'),
         ("--stages.probe.batch-size 0", "stages.probe: stage: batch_size (0) and"),

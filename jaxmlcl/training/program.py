@@ -42,6 +42,12 @@ class StageProgram:
     flops_per_step: float
     count: StepCounter
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's inputs."""
+        several = self.program.stage.objective.views > 1
+        return self.program.spec.inputs.shape[2 if several else 1 :]
+
     def bytes_of_state(self) -> dict[str, int]:
         """Bytes of parameters, optimiser, queue and the rest of the state, over all devices."""
 
@@ -71,6 +77,12 @@ class StageProgram:
         except (KeyError, TypeError, ValueError):
             # Trees of another depth do not even reach the comparison.
             fits = False
+        own, other = self.input_shape, source.input_shape
+        if not fits and own != other:
+            raise ConfigError(
+                f"stages.{self.name}: its data have inputs of shape {own}, those of {source.name}, "
+                f"from which it starts, {other}; use data that the same encoder takes"
+            )
         if not fits:
             raise ConfigError(
                 f"stages.{self.name}: its encoder is not that of {source.name}, from which it "

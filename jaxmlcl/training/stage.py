@@ -7,6 +7,7 @@ from typing import Literal
 
 from jaxmlcl.data.augment import Augmentation
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.training.dataset import Data
 from jaxmlcl.training.duration import Duration, check_duration, epochs
 from jaxmlcl.training.objective import Objective
 from jaxmlcl.training.optimizers import Optimizer, Plateau, check_patterns
@@ -30,6 +31,8 @@ class Stage:
     """Random operations on the inputs, in order, on the device."""
     starts_from: str | None = None
     """Earlier stage whose encoder this one starts with; a fresh one if absent."""
+    data: Data | None = None
+    """Data of this stage's own; the experiment's if absent."""
     frozen: tuple[str, ...] = ()
     """Regular expressions over parameter paths that must not move."""
     accumulate: int = 1
@@ -45,6 +48,11 @@ class Stage:
         check_duration("stage: duration", self.duration, in_flops=True)
         check_duration("stage: validate_every", self.validate_every)
         check_patterns("stage: frozen", self.frozen)
+        if self.data is not None and self.data.inputs == "inherit" and self.starts_from is None:
+            raise ConfigError(
+                'stage: data.inputs: "inherit" needs starts_from, the stage whose preparation is '
+                "meant"
+            )
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(
                 f"stage: batch_size ({self.batch_size}) and accumulate ({self.accumulate}) "
