@@ -112,6 +112,8 @@ def various() -> Experiment:
                 optimizer=Optimizer(name="lars", trust=0.02, schedule=OneCycle(0.2, 10.0, 100.0)),
                 starts_from="pre-train",
                 data=Data("other:train", None, "other:test", "/other", "inherit"),
+                ema=0.9997,
+                ema_warmup=False,
             ),
         },
         seed=7,

@@ -56,8 +56,10 @@ class StageProgram:
 
         state = self.abstract
         queue = state.objective.get("queue", ()) if isinstance(state.objective, Mapping) else ()
+        average = {"average": size(state.average)} if state.average else {}
         return {
             "parameters": size(state.params),
+            **average,
             "optimizer": size(state.optimizer),
             "queue": size(queue),
             "other": size(state.objective) - size(queue),
@@ -69,7 +71,8 @@ class StageProgram:
         Raises:
           ConfigError: naming both stages.
         """
-        begin = (source.abstract.params, source.abstract.objective)
+        begun = source.abstract.averaged()
+        begin = (begun.params, begun.objective)
         try:
             started = jax.eval_shape(self.program.init, begin)
             shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (started, self.abstract)]

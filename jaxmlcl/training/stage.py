@@ -41,6 +41,12 @@ class Stage:
     """How often the validation split is scored, if the objective gives scores."""
     select: Selection = "last"
     """Which step's parameters the stage ends with: the last, or the best on validation."""
+    ema: float | None = None
+    """Decay of a moving average of the network (fraction kept per step), which is then what is
+    validated, selected, evaluated and started from; no average if absent."""
+    ema_warmup: bool = True
+    """Let the decay rise to `ema` as (1 + t) / (10 + t) over the steps t, so that the average soon
+    forgets the initial values."""
     patience: int | None = None
     """Validations without improvement of `select` after which the stage ends (count)."""
 
@@ -70,6 +76,8 @@ class Stage:
             )
         if self.patience is not None and self.select == "last":
             raise ConfigError('stage: patience needs select, for instance select="loss"')
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"stage: ema must be above 0 and below 1, not {self.ema}")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"stage: patience must be at least 1, not {self.patience}")
 

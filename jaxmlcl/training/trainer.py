@@ -372,8 +372,9 @@ class _Run:
         score = program.scorer(constants)
 
         def validate(state: Any) -> dict[str, float]:
+            network = state.averaged()
             parts = [
-                jax.device_get(score(state.params, state.objective, x))[:valid]
+                jax.device_get(score(network.params, network.objective, x))[:valid]
                 for x, valid in inputs
             ]
             return validation_measures(np.concatenate(parts), labels, known)
@@ -448,7 +449,8 @@ def load_stage(
 ) -> tuple[TrainState, Checkpoint]:
     """The state a finished stage ended with: its best by validation, or its last.
 
-    A damaged best is passed over for the last, saying so.
+    Where the stage averages its network, the averages stand in place of the parameters. A damaged
+    best is passed over for the last, saying so.
 
     Raises:
       UserError: the stage is not finished, or its checkpoints are damaged.
@@ -462,7 +464,7 @@ def load_stage(
             f"stage {program.name}: no intact finished checkpoint in {store.directory}; run the "
             "training command again"
         )
-    return store.restore(chosen, program.abstract), chosen
+    return store.restore(chosen, program.abstract).averaged(), chosen
 
 
 def validation_measures(

@@ -126,6 +126,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: stage(data=Data("digits:train", inputs="inherit")),
         'stage: data.inputs: "inherit" needs starts_from',
     ),
+    "an average that keeps all": (
+        lambda: stage(ema=1.0),
+        r"stage: ema must be above 0 and below 1, not 1\.0",
+    ),
     "no rise at all": (lambda: OneCycle(rise=-0.1), "rise must be at least 0, below 1, not -0.1"),
     "a start above the peak": (lambda: OneCycle(start=0.5), "start must be at least 1, not 0.5"),
     "an end of 0": (lambda: OneCycle(end=0.0), "schedule: end must be positive, not 0.0"),
