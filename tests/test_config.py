@@ -117,6 +117,7 @@ def various() -> Experiment:
             ),
         },
         seed=7,
+        random="threefry",
         precision="float64",
         mesh=MeshSpec(data=2, fsdp=-1, rules=((".*", "fsdp"),)),
         checkpoint=Checkpoint(every=epochs(0.1), keep=5),

@@ -123,7 +123,7 @@ def train_together(
         f"{name}: {stage.objective.describe()}, {total} steps of {stage.batch_size}, "
         f"{count} member{'s' if count > 1 else ''} at once"
     )
-    keys = jnp.stack([stage_key(job.experiment.seed, name) for job in jobs])
+    keys = jnp.stack([stage_key(job.experiment.seed, name, job.experiment.random) for job in jobs])
     values = members.values([job.stage for job in jobs])
     source = None
     if starts is not None:

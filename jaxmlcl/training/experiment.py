@@ -7,6 +7,7 @@ import re
 from typing import Literal
 
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.random import Generator
 from jaxmlcl.sharding.mesh import MeshSpec
 from jaxmlcl.training.dataset import Data
 from jaxmlcl.training.duration import Duration, check_duration, steps
@@ -70,6 +71,8 @@ class Experiment:
     """Stage whose figures stand for the run; the last that gives scores if absent."""
     seed: int = 0
     """Seed of parameters, order, augmentation and dropout."""
+    random: Generator = "hash"
+    """What draws dropout and augmentation: the counter hash, or JAX's threefry, which is slower."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the computation; parameters and reductions are kept in at least float32."""
     mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)

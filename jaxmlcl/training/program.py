@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
+from jaxmlcl.random import Generator, make_key
 from jaxmlcl.sharding import batch_sharding, replicated
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.objective import BatchSpec
@@ -175,7 +176,7 @@ def build_stage(
         stage.batch_size,
         jax.ShapeDtypeStruct(label_shape, bool) if metadata.unknown_labels else None,
     )
-    key = stage_key(experiment.seed, name)
+    key = stage_key(experiment.seed, name, experiment.random)
     params, state = jax.eval_shape(lambda: stage.objective.init(key, spec))
     flops = count_flops(stage, spec, params, state)
     total = stage.duration.steps(
@@ -204,10 +205,10 @@ def build_stage(
     return StageProgram(name, program, mesh, abstract, total, flops, count)
 
 
-def stage_key(seed: int, name: str) -> jax.Array:
+def stage_key(seed: int, name: str, random: Generator = "hash") -> jax.Array:
     """The random key of a stage, from which every number it draws is folded."""
     # Named, not numbered: a stage draws the same numbers wherever it stands in the experiment.
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(make_key(seed, random), zlib.crc32(name.encode()))
 
 
 def device_constants(
