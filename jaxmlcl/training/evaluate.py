@@ -17,6 +17,9 @@ from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.scoring import Split, choose_stages, score_splits
 from jaxmlcl.training.thresholds import remember_thresholds
 
+# Results by stage, and what is said of the data that they have in common.
+Results = tuple[dict[str, dict[str, Any]], dict[str, Any]]
+
 
 def evaluate_run(
     experiment: Experiment,
@@ -48,7 +51,33 @@ def evaluate_run(
       UserError: no such stage, an unfinished one, data that do not fit it, or a test split with
         rows that were trained or selected on.
     """
+
+    def together(data: Data, stages: list[str]) -> Results:
+        return _evaluate_together(experiment, workdir, data, split, stages, report)
+
     chosen = choose_stages(experiment, None if stage is None else [stage])
+    return by_data(experiment, chosen, split, together, report)
+
+
+def by_data(
+    experiment: Experiment,
+    chosen: list[str],
+    split: Split,
+    together: Callable[[Data, list[str]], Results],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """The object that is kept as SPLIT.json, from results of the stages of one data set at a time.
+
+    Args:
+      experiment: the run's experiment.
+      chosen: the stages.
+      split: which rows.
+      together: the results of stages that have the same data, and what is said of these.
+      report: called with a line for each stage whose data lack the split.
+
+    Raises:
+      ConfigError: the data of no stage have the split.
+    """
     groups: dict[Data, list[str]] = {}
     for name in chosen:
         groups.setdefault(experiment.data_of(name), []).append(name)
@@ -57,7 +86,7 @@ def evaluate_run(
     for data, names in groups.items():
         if getattr(data, split) is None:
             continue
-        found, described = _evaluate_together(experiment, workdir, data, split, names, report)
+        found, described = together(data, names)
         results |= found
         about |= dict.fromkeys(names, described)
     if not results:
@@ -85,7 +114,7 @@ def _evaluate_together(
     split: Split,
     stages: list[str],
     report: Callable[[str], None],
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+) -> Results:
     """The results of stages that have the same data, and what is said of these."""
     splits: list[Split] = [split]
     if data.validation is not None and split != "validation":

@@ -28,6 +28,19 @@ class Preparation:
     shift: np.ndarray
     scale: np.ndarray
 
+    def check(self, source: Source, where: str) -> None:
+        """Refuse inputs of another shape than those that it was fitted to.
+
+        Raises:
+          ConfigError: naming both shapes.
+        """
+        shape = source.metadata.input_shape
+        if self.shift.shape not in ((), shape):
+            raise ConfigError(
+                f"{where}.inputs: the preparation to inherit is for inputs of shape "
+                f"{self.shift.shape}, not {shape}; use another value"
+            )
+
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
@@ -98,23 +111,28 @@ def other_starts(experiment: Experiment, stages: Iterable[str]) -> dict[str, Dat
     return found
 
 
-def check_selection(experiment: Experiment, opened: Mapping[str, StageData]) -> None:
+def check_selection(
+    experiment: Experiment, opened: Mapping[str, tuple[Source, Source | None]]
+) -> None:
     """Refuse stages that would select on rows that they, or those they start from, train on.
+
+    Args:
+      experiment: the experiment.
+      opened: training and validation split of every stage.
 
     Raises:
       DataError: naming both splits.
     """
     for name, stage in experiment.stages.items():
-        validation = opened[name].validation
+        train, validation = opened[name]
         if validation is None or not stage.validates:
             continue
         data, where = experiment.data_of(name), data_field(experiment, name)
-        check_apart(data, "validation", "train", validation, opened[name].train, where=where)
+        check_apart(data, "validation", "train", validation, train, where=where)
         for start, earlier in other_starts(experiment, [name]).items():
             of = (data_field(experiment, start), earlier)
-            check_apart(
-                data, "validation", "train", validation, opened[start].train, where=where, of=of
-            )
+            others = opened[start][0]
+            check_apart(data, "validation", "train", validation, others, where=where, of=of)
 
 
 def preparation_file(experiment: Experiment, stage: str) -> str:
@@ -130,12 +148,7 @@ def _open_data(data: Data, start: Preparation | None, file: str, prefix: str) ->
         check_same_labels(train, validation, ("train", "validation"), prefix)
     if data.inputs != "inherit" or start is None:
         return StageData(train, validation, fit_preparation(data, train), file)
-    shape = train.metadata.input_shape
-    if start.shift.shape not in ((), shape):
-        raise ConfigError(
-            f"{prefix}data.inputs: the preparation to inherit is for inputs of shape "
-            f"{start.shift.shape}, not {shape}; use another value"
-        )
+    start.check(train, f"{prefix}data")
     return StageData(train, validation, start, file)
 
 

@@ -109,7 +109,8 @@ def train(
             run.plan()
             # Restore: find where the run stands, and forget what was logged after that.
             position = run.find_position()
-            check_selection(experiment, data)
+            splits = {name: (used.train, used.validation) for name, used in data.items()}
+            check_selection(experiment, splits)
             # Nothing is refused from here on: what the folder says is now about this run.
             write_file(workdir / "experiment.json", resolved)
             for used in data.values():

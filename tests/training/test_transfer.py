@@ -23,6 +23,8 @@ from jaxmlcl.training.duration import epochs, steps
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.optimizers import Optimizer
+from jaxmlcl.training.population import train_population
+from jaxmlcl.training.probes import Probe, probe_run
 from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.splits import Preparation, open_split
 from jaxmlcl.training.stage import Stage
@@ -235,6 +237,69 @@ def test_inputs_that_do_not_fit_name_both(tmp_path: Path) -> None:
     said = r"stages\.transfer\.data\.train and stages\.transfer\.data\.validation have different la"
     with pytest.raises(DataError, match=said):
         run(with_transfer(tmp_path / "run", data=mixed))
+
+
+def test_probes_read_each_stage_on_its_own_data(finished: Finished) -> None:
+    document = probe_run(finished.experiment, finished.workdir, "test", Probe("ridge"))
+    assert list(document["stages"]) == ["pretrain", "transfer", "probe"]
+    assert document["stages"]["transfer"]["data"]["source"] == "others:test"
+    assert len(document["stages"]["transfer"]["per_label"]) == 3
+    assert "data" not in document["stages"]["pretrain"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", ["standardize", "inherit"])
+def test_a_population_trains_it_as_the_trainer_does(x64: None, tmp_path: Path, inputs: Any) -> None:
+    # Averages and threefry's masks are the same too.
+    member = with_transfer(
+        tmp_path / "run", data=dataclasses.replace(OTHERS, inputs=inputs), ema=0.9
+    )
+    stages = dict(member.stages)
+    stages["pretrain"] = dataclasses.replace(stages["pretrain"], ema=0.8, duration=steps(10))
+    member = dataclasses.replace(member, stages=stages, random="threefry", precision="float64")
+    (trial,) = train_population([member], keep_networks=True)
+    workdir = run(member)
+    for name in ("transfer", "probe"):
+        logged = [
+            row for row in untimed(workdir) if (row["kind"], row["stage"]) == ("validation", name)
+        ]
+        history = trial.stages[name].history
+        assert [row["step"] for row in logged] == [step for step, _ in history]
+        for row, (_, measures) in zip(logged, history, strict=True):
+            assert {key: row[key] for key in measures} == pytest.approx(measures, rel=1e-6)
+    source = open_split(member.data_of("transfer"), "test")
+    scored = score_stages(member, workdir, "test", ["transfer"], devices=jax.devices()[:1])
+    np.testing.assert_allclose(
+        trial.scores(source, "transfer"), scored.stages["transfer"].scores, rtol=1e-6
+    )
+
+
+def test_rows_that_the_encoder_was_trained_on_are_not_scored(tmp_path: Path) -> None:
+    # The transfer's validation and test rows are among those of the pretraining.
+    table = tmp_path / "all.csv"
+    arrays = others(60, 5).arrays()
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([f"x{i}" for i in range(12)] + ["a", "b", "c"])
+        for x, y in zip(arrays["inputs"], arrays["labels"], strict=True):
+            writer.writerow([*map(float, x), *map(int, y)])
+    uri = f"{table}?labels=a,b,c"
+    own = Data(f"{uri}&part=rest", validation=f"{uri}&part=held-out")
+    experiment = with_transfer(tmp_path / "run", data=own, duration=steps(3))
+    stages = {name: experiment.stages[name] for name in ("pretrain", "transfer")}
+    stages["pretrain"] = dataclasses.replace(stages["pretrain"], duration=steps(3))
+    experiment = dataclasses.replace(experiment, data=Data(uri), stages=stages)
+    said = r"stages\.transfer\.data\.validation: \d+ of its \d+ rows are rows of data\.train"
+    with pytest.raises(DataError, match=said):
+        run(experiment)
+    # Where nothing is selected on them it may train, but not be scored on them.
+    own = Data(f"{uri}&part=rest", test=f"{uri}&part=held-out")
+    stages["transfer"] = dataclasses.replace(stages["transfer"], data=own, select="last")
+    experiment = dataclasses.replace(experiment, stages=stages)
+    workdir = run(experiment)
+    said = r"stages\.transfer\.data\.test: \d+ of its \d+ rows are rows of data\.train"
+    with pytest.raises(DataError, match=said):
+        evaluate_run(experiment, workdir, "test")
 
 
 def test_pictures_of_another_size_fit_a_convolutional_encoder(tmp_path: Path) -> None:
