@@ -29,6 +29,7 @@ from jaxmlcl.config import (
     MeshSpec,
     MulSupCon,
     Noise,
+    OneCycle,
     Optimizer,
     Plateau,
     Projection,
@@ -105,8 +106,18 @@ def various() -> Experiment:
             "constant": Stage(
                 Classification(), steps(2.5), optimizer=Optimizer(schedule=Constant())
             ),
+            "large": Stage(
+                Classification(),
+                steps(9),
+                optimizer=Optimizer(name="lars", trust=0.02, schedule=OneCycle(0.2, 10.0, 100.0)),
+                starts_from="pre-train",
+                data=Data("other:train", None, "other:test", "/other", "inherit"),
+                ema=0.9997,
+                ema_warmup=False,
+            ),
         },
         seed=7,
+        random="threefry",
         precision="float64",
         mesh=MeshSpec(data=2, fsdp=-1, rules=((".*", "fsdp"),)),
         checkpoint=Checkpoint(every=epochs(0.1), keep=5),
@@ -153,7 +164,8 @@ def test_every_kind_of_field_survives_json() -> None:
     again = from_json(to_json(experiment))
     assert again == experiment
     assert to_json(again) == to_json(experiment)
-    assert list(again.stages) == ["pre-train", "probe", "my_bce", "joint", "constant"]
+    names = ["pre-train", "probe", "my_bce", "joint", "constant", "large"]
+    assert list(again.stages) == names
     assert type(again.stages["probe"].objective) is Classification
     assert again.stages["probe"].duration.count == 1234567
 
@@ -387,7 +399,7 @@ def test_flags_replace_fields_and_nothing_else() -> None:
         "--stages.pre-train.augmentation.1.pixels 9 --stages.probe.optimizer.schedule.hold None "
         "--stages.pre-train.objective.encoder.depths 3 3 --mesh.data -1 --mesh.fsdp 2 "
         "--stages.pre-train.optimizer.schedule.warmup 3 epochs --logging.tensorboard False "
-        "--stages.my-bce.optimizer.learning-rate 1e-5"
+        "--stages.my-bce.optimizer.learning-rate 1e-5 --stages.large.data.train another:train"
     )
     new = override(experiment, words.split())
     assert (new.seed, new.data.root, new.mesh.data, new.mesh.fsdp) == (3, None, -1, 2)
@@ -401,6 +413,9 @@ def test_flags_replace_fields_and_nothing_else() -> None:
     assert new.stages["pre-train"].optimizer.schedule.warmup == epochs(3)
     assert new.stages["pre-train"].augmentation[1] == Shift(9)
     assert new.stages["pre-train"].objective.encoder.depths == (3, 3)
+    assert new.stages["large"].data == Data(
+        "another:train", None, "other:test", "/other", "inherit"
+    )
     assert new.checkpoint == experiment.checkpoint
     assert new.stages["constant"] == experiment.stages["constant"]
 
@@ -433,6 +448,7 @@ def test_flags_replace_fields_and_nothing_else() -> None:
         ("--zzz 3", "unknown flag --zzz"),
         ("--tyro-print-completion bash", "unknown flag --tyro-print-completion"),
         ("--stages.probe.objective MulSupCon", "names a class, which only the configuration file"),
+        ("--stages.probe.data x:train", "names a class, which only the configuration file"),
         ("seed 3", '"seed" is not a flag; write --FIELD VALUE'),
         ("-s 3", '"-s" is not a flag'),
         ("--stages.probe.batch-size 0", "stages.probe: stage: batch_size (0) and"),

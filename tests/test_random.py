@@ -12,10 +12,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.stats import chi2
 
-from jaxmlcl.random import RowWords, bernoulli, bits, row_words, uniform
+from jaxmlcl.models.layers import Dropout
+from jaxmlcl.random import Generator, RowWords, bernoulli, bits, make_key, row_words, uniform
 
 ROWS, UNITS = 512, 256
 SIGMAS = 5.0
+generators = pytest.mark.parametrize("generator", ["hash", "threefry"])
 
 
 def raw_key(first: int, second: int) -> jax.Array:
@@ -194,7 +196,8 @@ def test_typed_and_raw_keys_are_the_same_key() -> None:
     )
 
 
-def test_eight_devices_draw_what_one_draws() -> None:
+@generators
+def test_eight_devices_draw_what_one_draws(generator: Generator) -> None:
     devices = jax.devices()[:8]
     assert len(devices) == 8
     mesh = Mesh(np.array(devices), ("data",))
@@ -202,7 +205,7 @@ def test_eight_devices_draw_what_one_draws() -> None:
     ids = jnp.arange(64) * 7
 
     def draw(ids: jax.Array) -> tuple[jax.Array, ...]:
-        words = row_words(jax.random.key(2), 3, ids, 1)
+        words = row_words(make_key(2, generator), 3, ids, 1)
         return bits(words, 33), bernoulli(words, 33, 0.3), uniform(words, 33, -1.0, 1.0)
 
     many = jax.jit(draw, in_shardings=split, out_shardings=split)(jax.device_put(ids, split))
@@ -210,13 +213,14 @@ def test_eight_devices_draw_what_one_draws() -> None:
     for one, sharded in zip(jax.jit(draw)(ids), many, strict=True):
         np.testing.assert_array_equal(np.asarray(sharded), np.asarray(one))
     # A row depends on nothing but its own coordinates: neither on the others nor on the width.
-    few = bits(row_words(jax.random.key(2), 3, ids[5:6], 1), 7)
+    few = bits(row_words(make_key(2, generator), 3, ids[5:6], 1), 7)
     np.testing.assert_array_equal(np.asarray(many[0])[5:6, :7], few)
 
 
+@generators
 @pytest.mark.parametrize("probability", [0.001, 0.2, 0.5, 0.9])
-def test_bernoulli_keeps_its_rate(probability: float) -> None:
-    words = row_words(jax.random.key(21), jnp.arange(1024))
+def test_bernoulli_keeps_its_rate(probability: float, generator: Generator) -> None:
+    words = row_words(make_key(21, generator), jnp.arange(1024))
     drawn = np.asarray(bernoulli(words, 300, probability))
     assert drawn.dtype == bool
     deviation = math.sqrt(probability * (1 - probability) / drawn.size)
@@ -234,9 +238,10 @@ def test_bernoulli_at_the_ends() -> None:
     assert bool(bernoulli(words, 1, 1e-9)[0, 0])
 
 
+@generators
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-4.0, 5.0), (100.0, 101.0), (-0.1, 0.1)])
-def test_uniform_stays_in_its_range(low: float, high: float) -> None:
-    words = row_words(jax.random.key(22), jnp.arange(2048))
+def test_uniform_stays_in_its_range(low: float, high: float, generator: Generator) -> None:
+    words = row_words(make_key(22, generator), jnp.arange(2048))
     x = np.asarray(uniform(words, 512, low, high))
     assert x.dtype == np.float32
     assert x.min() >= np.float32(low)
@@ -248,6 +253,52 @@ def test_uniform_stays_in_its_range(low: float, high: float) -> None:
     if high < 100:
         expected = x.size / 64
         assert ((counts - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-5, 63)
+
+
+def test_threefry_draws_what_jax_draws() -> None:
+    key = make_key(5, "threefry")
+    found = table(jax.random.fold_in(key, 2), 3, jnp.arange(4), 1, units=6)
+    plain = jax.random.fold_in(jax.random.key(5), 2)
+    for row in range(4):
+        own = plain
+        for coordinate in (3, row, 1):
+            own = jax.random.fold_in(own, coordinate)
+        np.testing.assert_array_equal(found[row], jax.random.bits(own, (6,), jnp.uint32))
+
+
+def test_the_choice_changes_rows_and_nothing_else() -> None:
+    hashed, threefry = make_key(9), make_key(9, "threefry")
+    assert hashed.dtype == jax.random.key(9).dtype
+    for draw in (
+        lambda key: jax.random.normal(key, (5,)),
+        lambda key: jax.random.key_data(jax.random.split(key, 3)),
+        lambda key: jax.random.key_data(jax.random.fold_in(key, 7)),
+    ):
+        np.testing.assert_array_equal(draw(hashed), draw(threefry))
+    a, b = table(hashed, jnp.arange(ROWS)), table(threefry, jnp.arange(ROWS))
+    assert agreement(a, b) < SIGMAS
+    assert correlation(a, b) < SIGMAS
+
+
+def test_rows_of_threefry_are_independent() -> None:
+    key = make_key(11, "threefry")
+    ids = jnp.arange(ROWS)
+    first = table(key, 0, ids, 0)
+    rows = [first[1:], table(key, 1, ids, 0), table(key, 0, ids, 1), table(key, 1, ids, 1)]
+    for other in rows:
+        assert agreement(first[: len(other)], other) < SIGMAS
+        assert correlation(first[: len(other)], other) < SIGMAS
+
+
+@generators
+def test_dropout_is_drawn_by_the_keys_generator(generator: Generator) -> None:
+    key, x = make_key(4, generator), jnp.ones((64, 300))
+    drawn = np.asarray(Dropout(0.3).apply({}, x, True, rngs={"dropout": key}))
+    np.testing.assert_allclose(np.unique(drawn), [0.0, 1 / 0.7], rtol=1e-6)
+    kept = (drawn > 0).mean()
+    assert abs(kept - 0.7) < SIGMAS * math.sqrt(0.3 * 0.7 / x.size)
+    other = Dropout(0.3).apply({}, x, True, rngs={"dropout": jax.random.key(4)})
+    assert bool((drawn == np.asarray(other)).all()) == (generator == "hash")
 
 
 def test_uniform_never_reaches_its_upper_end() -> None:

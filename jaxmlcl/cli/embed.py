@@ -68,7 +68,7 @@ def run(words: list[str]) -> None:
     expected = network.trained_on.expected
     if options.input is None:
         split = options.split or "test"
-        source = open_split(experiment.data, split)
+        source = open_split(experiment.data_of(network.stage), split)
         features = source_features(source, f"data.{split}", expected)
     else:
         features = _labelled(options, expected)

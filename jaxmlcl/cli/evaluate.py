@@ -114,6 +114,13 @@ def run(words: list[str]) -> None:
     print(
         f"{options.split}: {data['source']}, {data['num_rows']} rows, {data['num_labels']} labels"
     )
+    for name, result in document["stages"].items():
+        if "data" in result:
+            data = result["data"]
+            print(
+                f"{options.split} of {name}: {data['source']}, {data['num_rows']} rows, "
+                f"{data['num_labels']} labels"
+            )
     for line in lines:
         print(line)
     print(f"written: {path}")

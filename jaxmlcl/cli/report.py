@@ -60,7 +60,7 @@ def sample_images(workdir: Path, root: str | None = None) -> dict[str, np.ndarra
     experiment = _read(workdir / "experiment.json")
     try:
         uri, fingerprint = evaluation["data"]["source"], evaluation["data"]["fingerprint"]
-        root = root or experiment["data"]["root"]
+        root = root or _own_root(experiment, evaluation) or experiment["data"]["root"]
     except (KeyError, TypeError):
         # Not evaluated yet, or damaged: the report itself says which.
         return None
@@ -78,6 +78,15 @@ def sample_images(workdir: Path, root: str | None = None) -> dict[str, np.ndarra
     ):
         return None
     return {"ids": np.array([record["id"] for record in records]), "inputs": inputs}
+
+
+def _own_root(experiment: dict[str, Any], evaluation: dict[str, Any]) -> str | None:
+    """The folder that the main stage's own data name, if it has any and they do."""
+    try:
+        root = experiment["stages"][evaluation["run"]["stage"]]["data"]["root"]
+    except (KeyError, TypeError):
+        return None
+    return root if isinstance(root, str) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jaxmlcl.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxmlcl.config import Experiment
+    from jaxmlcl.config import Data, Experiment
 
 _ABOUT = """\
 Every field of the experiment is a flag. A DURATION is text such as "500 steps", "10 epochs",
@@ -87,11 +87,18 @@ def resolve(command: str, words: list[str], about: str) -> Resolved | None:
 
 def with_absolute_root(experiment: Experiment) -> Experiment:
     """The folder of the data as it is now, so that the run can be repeated from anywhere."""
-    root = experiment.data.root or os.environ.get("JAXMLCL_DATA")
-    if not root:
-        return experiment
-    data = dataclasses.replace(experiment.data, root=os.path.abspath(root))
-    return dataclasses.replace(experiment, data=data)
+
+    def absolute(data: Data, root: str | None) -> Data:
+        return dataclasses.replace(data, root=os.path.abspath(root) if root else None)
+
+    stages = {
+        name: dataclasses.replace(stage, data=absolute(stage.data, stage.data.root))
+        if stage.data
+        else stage
+        for name, stage in experiment.stages.items()
+    }
+    data = absolute(experiment.data, experiment.data.root or os.environ.get("JAXMLCL_DATA"))
+    return dataclasses.replace(experiment, data=data, stages=stages)
 
 
 def use_precision(experiment: Experiment) -> None:

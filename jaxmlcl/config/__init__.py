@@ -14,7 +14,14 @@ from jaxmlcl.models import MLP, Projection, ResNet
 from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.duration import Duration, epochs, examples, flops_of, steps
 from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Logging
-from jaxmlcl.training.optimizers import Constant, Cosine, Optimizer, Plateau, WarmRestarts
+from jaxmlcl.training.optimizers import (
+    Constant,
+    Cosine,
+    OneCycle,
+    Optimizer,
+    Plateau,
+    WarmRestarts,
+)
 from jaxmlcl.training.stage import Stage
 
 __all__ = [
@@ -32,6 +39,7 @@ __all__ = [
     "MeshSpec",
     "MulSupCon",
     "Noise",
+    "OneCycle",
     "Optimizer",
     "Plateau",
     "Projection",

@@ -123,5 +123,10 @@ def _branch(path: str, value: Any, kind: Any, default: Any) -> Iterator[Leaf]:
             yield Leaf(path, value, None, default)
         for index, item in enumerate(value):
             yield from _branch(f"{path}.{index}", item, None, dataclasses.MISSING)
+    elif value is None and any(
+        dataclasses.is_dataclass(item) and item is not Duration for item in get_args(kind)
+    ):
+        # Absent, and with fields of its own where it is present.
+        yield Leaf(path, value, None, default)
     else:
         yield Leaf(path, value, kind, default)

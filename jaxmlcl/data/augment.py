@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlcl.errors import ConfigError
-from jaxmlcl.random import RowWords, bernoulli, row_words, uniform
+from jaxmlcl.random import Rows, bernoulli, row_words, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Augmentation(abc.ABC):
     """One random operation on a batch of inputs."""
 
     @abc.abstractmethod
-    def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
+    def apply(self, inputs: jax.Array, words: Rows) -> jax.Array:
         """The operation on inputs [B, ...] with one row of random numbers per sample."""
 
 
@@ -42,7 +42,7 @@ class ZeroMask(Augmentation):
     def __post_init__(self) -> None:
         _check_range(self, "probability", 1.0)
 
-    def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
+    def apply(self, inputs: jax.Array, words: Rows) -> jax.Array:
         """Inputs [B, ...] with entries set to zero."""
         keep = bernoulli(words, math.prod(inputs.shape[1:]), 1.0 - self.probability)
         return jnp.where(keep.reshape(inputs.shape), inputs, jnp.zeros((), inputs.dtype))
@@ -64,7 +64,7 @@ class Shift(Augmentation):
     def __post_init__(self) -> None:
         _check_range(self, "pixels")
 
-    def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
+    def apply(self, inputs: jax.Array, words: Rows) -> jax.Array:
         """Images [B, H, W, C], each moved by its own displacement."""
         _check_images(self, inputs)
         _, height, width, _ = inputs.shape
@@ -97,7 +97,7 @@ class Intensity(Augmentation):
         _check_range(self, "brightness")
         _check_range(self, "contrast")
 
-    def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
+    def apply(self, inputs: jax.Array, words: Rows) -> jax.Array:
         """Images [B, H, W, C] with changed brightness and contrast."""
         _check_images(self, inputs)
         draw = uniform(words, 2, -1.0, 1.0).astype(inputs.dtype)
@@ -124,7 +124,7 @@ class Noise(Augmentation):
     def __post_init__(self) -> None:
         _check_range(self, "deviation")
 
-    def apply(self, inputs: jax.Array, words: RowWords) -> jax.Array:
+    def apply(self, inputs: jax.Array, words: Rows) -> jax.Array:
         """Inputs [B, ...] with noise added."""
         reach = self.deviation * math.sqrt(3.0)
         noise = uniform(words, math.prod(inputs.shape[1:]), -reach, reach)

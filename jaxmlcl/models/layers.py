@@ -63,7 +63,8 @@ def dense(inputs: int, outputs: int, dtype: Any, use_bias: bool = True) -> nn.De
 class Dropout(nn.Module):
     """Sets a unit to zero with probability `rate`, and scales the others by 1 / (1 - rate).
 
-    The mask comes from `jaxmlcl.random`, keyed by the stream "dropout", the row and the unit.
+    The mask comes from `jaxmlcl.random`, keyed by the stream "dropout", the row and the unit;
+    the key says which generator draws it.
     """
 
     rate: float

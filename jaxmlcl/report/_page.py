@@ -89,7 +89,7 @@ def build_report(workdir: Path, *, samples: Mapping[str, Any] | None = None) -> 
         overview=_overview(run),
         results=_results(run),
         curves=_curves(run),
-        labels=_labels(run),
+        groups_of_labels=_labels(run),
         samples=shown,
         version=jaxmlcl.__version__,
         configuration=json.dumps(run.experiment, indent=2, ensure_ascii=False),
@@ -216,11 +216,16 @@ def _results(run: Run) -> dict[str, Any] | None:
         for stage in stages
     }
 
+    groups = run.stages_by_data()
+    group_of = {stage: index for index, group in enumerate(groups) for stage in group}
+    peers = [group_of[stage] for stage in stages]
+
     def protocol_cells(protocol: str) -> list[list[dict[str, Any]]]:
         values = {stage: run.results[stage].get("protocols", {}).get(protocol) for stage in stages}
         return [
             _column(
                 [(values[stage] or {}).get(metric) for stage in stages],
+                peers,
                 [((values[stage] or {}).get("thresholds") or {}).get(metric) for stage in stages],
             )
             for metric in PROTOCOL_METRICS
@@ -228,7 +233,9 @@ def _results(run: Run) -> dict[str, Any] | None:
 
     validated = any("best_on_val" in result.get("protocols", {}) for result in run.results.values())
     free = [
-        _column([run.results[stage].get("threshold_free", {}).get(metric) for stage in stages])
+        _column(
+            [run.results[stage].get("threshold_free", {}).get(metric) for stage in stages], peers
+        )
         for metric in FREE_METRICS
     ]
 
@@ -236,7 +243,7 @@ def _results(run: Run) -> dict[str, Any] | None:
         return [
             {
                 "stage": stage,
-                "detail": _detail(run, stage),
+                "detail": _detail(run, stage) + _own_data(run, stage),
                 "cells": [column[index] for column in columns],
                 "gflop": count(gflop[stage]),
             }
@@ -253,7 +260,8 @@ def _results(run: Run) -> dict[str, Any] | None:
             for protocol, name in OTHER_PROTOCOLS.items()
             if any(protocol in run.results[stage].get("protocols", {}) for stage in stages)
         ],
-        "several": len(stages) > 1,
+        "mixed": len(groups) > 1,
+        "several": any(len(group) > 1 for group in groups),
     }
 
 
@@ -265,18 +273,34 @@ def _detail(run: Run, stage: str) -> str:
     return " → ".join(objectives)
 
 
-def _column(values: Sequence[Any], thresholds: Sequence[Any] | None = None) -> list[dict[str, Any]]:
-    """Cells of one column; the best is marked if there is something to compare it with."""
+def _own_data(run: Run, stage: str) -> str:
+    """Where a stage was scored, if not on the data of the main stage."""
+    main = run.evaluation.get("data", {})
+    data = run.results[stage].get("data", main)
+    if data == main:
+        return ""
+    counts = [count(data.get(field)) for field in ("num_rows", "num_labels")]
+    return ", on {}: {} rows, {} labels".format(_text(data.get("source")), *counts)
+
+
+def _column(
+    values: Sequence[Any], peers: Sequence[int], thresholds: Sequence[Any] | None = None
+) -> list[dict[str, Any]]:
+    """Cells of one column; the best of each group of peers is marked if there is a choice."""
     texts = [decimal(value) for value in values]
-    numbers = [text for text in texts if text != DASH]
-    best = max(numbers, key=float) if len(numbers) > 1 else None
+    best = {}
+    for group in set(peers):
+        numbers = [t for t, peer in zip(texts, peers, strict=True) if peer == group and t != DASH]
+        best[group] = max(numbers, key=float) if len(numbers) > 1 else None
     return [
         {
             "text": text,
-            "best": text == best,
+            "best": text == best[peer],
             "threshold": f"{number(threshold):.2g}" if math.isfinite(number(threshold)) else "",
         }
-        for text, threshold in zip(texts, thresholds or [None] * len(texts), strict=True)
+        for text, peer, threshold in zip(
+            texts, peers, thresholds or [None] * len(texts), strict=True
+        )
     ]
 
 
@@ -360,9 +384,18 @@ def _chart(
     }
 
 
-def _labels(run: Run) -> dict[str, Any] | None:
-    """Bars and tables of the labels, for all of them or for both ends of the ranking."""
-    tables = {stage: result.get("per_label") or [] for stage, result in run.results.items()}
+def _labels(run: Run) -> list[dict[str, Any]]:
+    """Bars and tables of the labels, of one data set after the other."""
+    groups = (
+        _labels_of(run, group, "labels" if index == 0 else f"labels{index + 1}-")
+        for index, group in enumerate(run.stages_by_data())
+    )
+    return [group for group in groups if group]
+
+
+def _labels_of(run: Run, stages: list[str], identity: str) -> dict[str, Any] | None:
+    """Those of stages on the same data: all labels, or both ends of the ranking."""
+    tables = {stage: run.results[stage].get("per_label") or [] for stage in stages}
     tables = {stage: rows for stage, rows in tables.items() if rows}
     if not tables:
         return None
@@ -388,12 +421,13 @@ def _labels(run: Run) -> dict[str, Any] | None:
         ]
     return {
         "main": main,
+        "where": _own_data(run, main).removeprefix(", on "),
         "total": len(names),
         "unranked": sum(math.isnan(value) for value in precision),
         "stages": list(tables),
         "columns": list(LABEL_COLUMNS.values()),
         "parts": [
-            _label_part(aligned, names, chosen, heading, f"labels{index}")
+            _label_part(aligned, names, chosen, heading, f"{identity}{index}")
             for index, (heading, chosen) in enumerate(selections, start=1)
             if chosen
         ],

@@ -48,6 +48,20 @@ class Run:
         path = self.workdir / "evaluation" / f"{stage}-{self.split}.npz"
         return read_predictions(path) if path.exists() else None
 
+    def stages_by_data(self) -> list[list[str]]:
+        """Names of the stages that were evaluated, those on the same data together.
+
+        The first group is that of the main stage's data; without results it is empty.
+        """
+        main: list[str] = []
+        others: dict[str, list[str]] = {}
+        for stage, result in self.results.items():
+            data = result.get("data", self.evaluation.get("data"))
+            same = data == self.evaluation.get("data")
+            group = main if same else others.setdefault(json.dumps(data, sort_keys=True), [])
+            group.append(stage)
+        return [main, *others.values()]
+
     def parent(self, stage: str) -> str | None:
         """The stage whose encoder a stage starts with."""
         plan = configured_stages(self.experiment).get(stage, {})
@@ -181,6 +195,7 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, A
         expect(result, dict, path, f"stages.{name}")
         for field in ("threshold_free", "protocols", "run"):
             expect(result.get(field, {}), dict, path, f"stages.{name}.{field}")
+        expect(result.get("data", {}), dict, path, f"stages.{name}.data")
         for field, protocol in result.get("protocols", {}).items():
             expect(protocol, dict, path, f"stages.{name}.protocols.{field}")
             thresholds = protocol.get("thresholds", {})

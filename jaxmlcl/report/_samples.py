@@ -33,7 +33,8 @@ def show_samples(run: Run, samples: Mapping[str, Any] | None) -> dict[str, Any] 
       UserError: the file of predictions is damaged.
       ValueError: the inputs are not images, or not one for every id.
     """
-    found = {stage: run.predictions(stage) for stage in run.results}
+    # Ids of other data name other samples.
+    found = {stage: run.predictions(stage) for stage in run.stages_by_data()[0]}
     predictions = {stage: value for stage, value in found.items() if value is not None}
     if not predictions:
         return None

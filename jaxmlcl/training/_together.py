@@ -20,6 +20,7 @@ from jaxmlcl.training.optimizers import Plateau
 from jaxmlcl.training.program import scoring_batches, stage_key
 from jaxmlcl.training.progress import Progress
 from jaxmlcl.training.stage import Stage
+from jaxmlcl.training.step import TrainState
 from jaxmlcl.training.trainer import validation_measures
 
 PyTree = Any
@@ -91,6 +92,7 @@ class Splits:
     """Training and validation data on the device, and what is read off them."""
 
     source: Source
+    validation: Source | None
     constants: PyTree
     batches: list[tuple[jax.Array, int]]
     """Validation inputs; none if there is no such split."""
@@ -123,7 +125,7 @@ def train_together(
         f"{name}: {stage.objective.describe()}, {total} steps of {stage.batch_size}, "
         f"{count} member{'s' if count > 1 else ''} at once"
     )
-    keys = jnp.stack([stage_key(job.experiment.seed, name) for job in jobs])
+    keys = jnp.stack([stage_key(job.experiment.seed, name, job.experiment.random) for job in jobs])
     keys, values = members.place((keys, members.values([job.stage for job in jobs])))
     source = None
     if starts is not None:
@@ -132,7 +134,7 @@ def train_together(
     bad = members.place(jnp.zeros(count, jnp.int32))
     best: PyTree = None
     if stage.select != "last":
-        best = jax.tree.map(jnp.copy, (state.params, state.objective))
+        best = jax.tree.map(jnp.copy, _network(state))
 
     orders = {
         seed: GlobalOrder(len(splits.source), stage.batch_size, seed)
@@ -168,8 +170,7 @@ def train_together(
         improved = np.zeros(count, bool)
         ended = running & (step == total)
         if validates and running.any() and (step % every == 0 or step == total):
-            networks = (state.params, state.objective)
-            scores = members.scores(networks, keys, values, splits.batches)
+            scores = members.scores(_network(state), keys, values, splits.batches)
             measured = [
                 validation_measures(scores[member], splits.labels, splits.known)
                 if running[member]
@@ -189,14 +190,14 @@ def train_together(
         if best is not None:
             # A member without a best, whose measures are all NaN, ends with its last.
             hopeless = [one.best_value is None for one in progress]
-            best = keep(improved | (ended & hopeless), (state.params, state.objective), best)
+            best = keep(improved | (ended & hopeless), _network(state), best)
         running &= ~ended
         shown = losses[np.isfinite(losses)]
         console.progress(step, float(shown.mean()) if shown.size else None)
     console.stop()
 
     seconds = time.perf_counter() - began
-    arrays = jax.device_get((state.params, state.objective) if best is None else best)
+    arrays = jax.device_get(_network(state) if best is None else best)
     results = []
     for member, taken in enumerate(progress):
         chosen = taken.step if taken.best_value is None else taken.best_step
@@ -217,3 +218,9 @@ def train_together(
         flops = program.flops_per_step * taken.step
         results.append(Result(outcome, flops, network, errors[member]))
     return results
+
+
+def _network(state: TrainState) -> PyTree:
+    """What members are scored with and later stages start from."""
+    state = state.averaged()
+    return state.params, state.objective

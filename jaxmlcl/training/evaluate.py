@@ -13,9 +13,12 @@ import numpy as np
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.evaluation import evaluate_scores
 from jaxmlcl.io import write_atomic
-from jaxmlcl.training.experiment import Experiment
-from jaxmlcl.training.scoring import Split, score_splits
+from jaxmlcl.training.experiment import Data, Experiment
+from jaxmlcl.training.scoring import Split, choose_stages, score_splits
 from jaxmlcl.training.thresholds import remember_thresholds
+
+# Results by stage, and what is said of the data that they have in common.
+Results = tuple[dict[str, dict[str, Any]], dict[str, Any]]
 
 
 def evaluate_run(
@@ -28,8 +31,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Score a split, write every stage's scores, and measure them.
 
-    Thresholds (`best_on_val`) are chosen on the validation split; they are left out when that is
-    the split which is scored, because choosing and scoring on the same rows would flatter.
+    A stage with data of its own is scored on the split of these data. Thresholds (`best_on_val`)
+    are chosen on the validation split; they are left out when that is the split which is scored,
+    because choosing and scoring on the same rows would flatter.
 
     Args:
       experiment: the run's experiment.
@@ -40,17 +44,80 @@ def evaluate_run(
 
     Returns:
       The object that is kept as evaluation/SPLIT.json: every stage's result, the main stage last,
-      and the main stage's once more at the top level.
+      and the main stage's once more at the top level. "data" describes the main stage's split; a
+      result whose stage has other data has a "data" of its own.
 
     Raises:
       UserError: no such stage, an unfinished one, data that do not fit it, or a test split with
         rows that were trained or selected on.
     """
-    if getattr(experiment.data, split) is None:
+
+    def together(data: Data, stages: list[str]) -> Results:
+        return _evaluate_together(experiment, workdir, data, split, stages, report)
+
+    chosen = choose_stages(experiment, None if stage is None else [stage])
+    return by_data(experiment, chosen, split, together, report)
+
+
+def by_data(
+    experiment: Experiment,
+    chosen: list[str],
+    split: Split,
+    together: Callable[[Data, list[str]], Results],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """The object that is kept as SPLIT.json, from results of the stages of one data set at a time.
+
+    Args:
+      experiment: the run's experiment.
+      chosen: the stages.
+      split: which rows.
+      together: the results of stages that have the same data, and what is said of these.
+      report: called with a line for each stage whose data lack the split.
+
+    Raises:
+      ConfigError: the data of no stage have the split.
+    """
+    groups: dict[Data, list[str]] = {}
+    for name in chosen:
+        groups.setdefault(experiment.data_of(name), []).append(name)
+    results: dict[str, dict[str, Any]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for data, names in groups.items():
+        if getattr(data, split) is None:
+            continue
+        found, described = together(data, names)
+        results |= found
+        about |= dict.fromkeys(names, described)
+    if not results:
         raise ConfigError(f"data.{split}: the experiment names no {split} split to score")
-    stages = None if stage is None else [stage]
+    for name in chosen:
+        if name not in results:
+            report(f"{name}: not scored, its data name no {split} split")
+    ordered = sorted(results, key=lambda name: (name == experiment.main, chosen.index(name)))
+    last = ordered[-1]
+    return {
+        "split": split,
+        "data": about[last],
+        **results[last],
+        "stages": {
+            name: results[name] | ({"data": about[name]} if about[name] != about[last] else {})
+            for name in ordered
+        },
+    }
+
+
+def _evaluate_together(
+    experiment: Experiment,
+    workdir: Path,
+    data: Data,
+    split: Split,
+    stages: list[str],
+    report: Callable[[str], None],
+) -> Results:
+    """The results of stages that have the same data, and what is said of these."""
     splits: list[Split] = [split]
-    if experiment.data.validation is not None and split != "validation":
+    if data.validation is not None and split != "validation":
         splits.append("validation")
     found_in = score_splits(experiment, workdir, splits, stages, report=report)
     scored, validation = found_in[split], found_in.get("validation")
@@ -61,8 +128,7 @@ def evaluate_run(
         remember_thresholds(workdir, chosen_on)
     names = scored.metadata.label_names
     results: dict[str, dict[str, Any]] = {}
-    for name in sorted(scored.stages, key=lambda name: name == experiment.main):
-        found = scored.stages[name]
+    for name, found in scored.stages.items():
         arrays = {"ids": scored.ids, "scores": found.scores, "labels": scored.labels}
         if scored.label_mask is not None:
             arrays["label_mask"] = scored.label_mask
@@ -89,18 +155,14 @@ def evaluate_run(
             )
         except ValueError as error:
             raise DataError(f"stage {name}, {split} split: {error}") from error
-    return {
-        "split": split,
-        "data": {
-            "source": getattr(experiment.data, split),
-            "fingerprint": scored.metadata.fingerprint,
-            "num_rows": len(scored.labels),
-            "num_labels": len(names),
-            "label_names": list(names),
-        },
-        **list(results.values())[-1],
-        "stages": results,
+    described = {
+        "source": getattr(data, split),
+        "fingerprint": scored.metadata.fingerprint,
+        "num_rows": len(scored.labels),
+        "num_labels": len(names),
+        "label_names": list(names),
     }
+    return results, described
 
 
 def _gflop(experiment: Experiment, workdir: Path, stage: str) -> float | None:

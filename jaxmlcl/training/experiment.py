@@ -7,29 +7,26 @@ import re
 from typing import Literal
 
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.random import Generator
 from jaxmlcl.sharding.mesh import MeshSpec
+from jaxmlcl.training.dataset import Data
 from jaxmlcl.training.duration import Duration, check_duration, steps
 from jaxmlcl.training.stage import Stage
 
 # What may differ between the runs that continue one workdir: none of it changes what is learnt.
 # A change of mesh changes rounding only, and is announced.
-VOLATILE = ("workdir", "profile", "logging", "checkpoint", "mesh", "main", "data.root")
+VOLATILE = (
+    "workdir",
+    "profile",
+    "logging",
+    "checkpoint",
+    "mesh",
+    "main",
+    "data.root",
+    "stages.*.data.root",
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The splits, as URIs or paths, and what is done to inputs before anything else."""
-
-    train: str
-    """Training split (URI or path)."""
-    validation: str | None = None
-    """Validation split (URI or path); thresholds and the best step are chosen on it."""
-    test: str | None = None
-    """Test split (URI or path); read by `evaluate` only."""
-    root: str | None = None
-    """Folder that relative paths start from; the environment's JAXMLCL_DATA if absent."""
-    inputs: Literal["standardize", "unit", "raw"] = "standardize"
-    """Zero mean and unit variance per feature (fitted on train); 0..255 to 0..1; or as they are."""
+__all__ = ["VOLATILE", "Checkpoint", "Data", "Experiment", "Logging", "parse_profile"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +71,8 @@ class Experiment:
     """Stage whose figures stand for the run; the last that gives scores if absent."""
     seed: int = 0
     """Seed of parameters, order, augmentation and dropout."""
+    random: Generator = "hash"
+    """What draws dropout and augmentation: the counter hash, or JAX's threefry, which is slower."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the computation; parameters and reductions are kept in at least float32."""
     mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
@@ -102,6 +101,11 @@ class Experiment:
             )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed: it must be at least 0 and below 2^32, not {self.seed}")
+        if self.data.inputs == "inherit":
+            raise ConfigError(
+                'data.inputs: "inherit" is for the own data of a stage that starts from another; '
+                'use "standardize", "unit" or "raw"'
+            )
         earlier: list[str] = []
         for name, stage in self.stages.items():
             if not name.replace("_", "").replace("-", "").isalnum():
@@ -114,9 +118,10 @@ class Experiment:
                         f'stages.{name}: "{source}" is not an earlier stage; the earlier ones are '
                         f"{', '.join(earlier) or 'none'}"
                     )
-            if stage.validates and self.data.validation is None:
+            if stage.validates and self.data_of(name).validation is None:
+                field = "data.validation" if stage.data is None else "its data.validation"
                 raise ConfigError(
-                    f"stages.{name}: it chooses by validation, but data.validation is not given"
+                    f"stages.{name}: it chooses by validation, but {field} is not given"
                 )
             earlier.append(name)
         if self.main is not None and not (
@@ -125,6 +130,13 @@ class Experiment:
             raise ConfigError(f'main: "{self.main}" is not a stage that gives label scores')
         if self.profile is not None:
             parse_profile(self.profile)
+
+    def data_of(self, stage: str) -> Data:
+        """The data of a stage: its own, under the experiment's root unless they name another."""
+        own = self.stages[stage].data
+        if own is None:
+            return self.data
+        return own if own.root else dataclasses.replace(own, root=self.data.root)
 
 
 def parse_profile(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.training.duration import Duration, check_duration
@@ -117,6 +118,44 @@ class WarmRestarts(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Half a cosine up to the peak, then another down to almost nothing (Smith & Topin 2017).
+
+    The rates are those of PyTorch's OneCycleLR with its defaults, whose last step has the last
+    rate; optax's schedule of that name lags one step behind. Momentum is not cycled.
+    """
+
+    rise: float = 0.3
+    """Fraction of the stage in which the rate rises."""
+    start: float = 25.0
+    """The first rate is the peak divided by this."""
+    end: float = 1e4
+    """The last rate is the first divided by this."""
+
+    def __post_init__(self) -> None:
+        _check("schedule: rise", self.rise, lambda x: 0 <= x < 1, "at least 0, below 1")
+        _check("schedule: start", self.start, lambda x: x >= 1, "at least 1")
+        _check("schedule: end", self.end, lambda x: x > 0, "positive")
+
+    def build(self, peak: float, count: StepCounter) -> optax.Schedule:
+        """The rate as a function of the step."""
+        # PyTorch counts the end of a phase from 0, and lets it fall between two steps.
+        top, last = self.rise * count.total - 1.0, count.total - 1.0
+        first = peak / self.start
+
+        def between(low: float, high: float, done: ArrayLike) -> jax.Array:
+            return low + (high - low) * (1 - jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0))) / 2
+
+        def rate(step: jax.Array) -> jax.Array:
+            # Without a step to rise in, the stage begins at the peak or just after it.
+            up = between(first, peak, step / top if top > 0 else jnp.ones(()))
+            down = between(peak, first / self.end, (step - top) / (last - top))
+            return jnp.where(step <= top, up, down)
+
+        return rate
+
+
+@dataclasses.dataclass(frozen=True)
 class Plateau(Schedule):
     """The rate is multiplied by `factor` when the validation loss stops falling.
 
@@ -159,18 +198,21 @@ class Plateau(Schedule):
 class Optimizer:
     """How parameters follow their gradients."""
 
-    name: Literal["sgd", "adam", "adamw"] = "adam"
-    """sgd: with momentum; adam: L2 added to the gradient, as PyTorch's; adamw: decoupled decay."""
+    name: Literal["sgd", "adam", "adamw", "lars"] = "adam"
+    """sgd: with momentum; adam: L2 added to the gradient, as PyTorch's; adamw: decoupled decay;
+    lars: sgd whose rate is adapted to each array, for large batches."""
     learning_rate: float = 4e-4
     """Peak learning rate (per step)."""
     schedule: Schedule = dataclasses.field(default_factory=Constant)
     """How the rate changes over the stage."""
     momentum: float = 0.9
-    """Momentum of sgd (fraction kept per step)."""
+    """Momentum of sgd and lars (fraction kept per step)."""
+    trust: float = 1e-3
+    """Trust coefficient of lars: an array moves by its norm, times this, times the rate."""
     weight_decay: float = 0.0
     """Decay (per unit of learning rate); biases and normalisation are left out."""
     decay_all: bool = False
-    """Decay biases and normalisation too, as the authors' programs do."""
+    """Decay (and, under lars, adapt) biases and normalisation too, as the authors' programs do."""
     clip_norm: float | None = None
     """Largest global gradient norm; no clipping if absent."""
     rates: tuple[tuple[str, float], ...] = ()
@@ -179,6 +221,7 @@ class Optimizer:
     def __post_init__(self) -> None:
         _check("optimizer: learning_rate", self.learning_rate, lambda x: x >= 0, "at least 0")
         _check("optimizer: momentum", self.momentum, lambda x: 0 <= x < 1, "at least 0, below 1")
+        _check("optimizer: trust", self.trust, lambda x: x > 0, "positive")
         _check("optimizer: weight_decay", self.weight_decay, lambda x: x >= 0, "at least 0")
         _check("optimizer: clip_norm", self.clip_norm, lambda x: x > 0, "positive")
         check_patterns("optimizer: rates", tuple(pattern for pattern, _ in self.rates))
@@ -205,14 +248,21 @@ class Optimizer:
             core = [decay, optax.trace(self.momentum)]
         elif self.name == "adam":
             core = [decay, optax.scale_by_adam()]
-        else:
+        elif self.name == "adamw":
             core = [optax.scale_by_adam(), decay]
+        else:
+            adapt = optax.scale_by_trust_ratio(trust_coefficient=self.trust)
+            core = [decay, optax.masked(adapt, self._decayed)]
         if self.clip_norm is not None:
             core.insert(0, optax.clip_by_global_norm(self.clip_norm))
         paths = parameter_paths(params)
         _check_matches("optimizer.rates", tuple(pattern for pattern, _ in self.rates), paths)
         _check_matches("frozen", frozen, paths)
-        transform = optax.chain(*core, self._scale_each(), optax.scale_by_learning_rate(rate))
+        core += [self._scale_each(), optax.scale_by_learning_rate(rate)]
+        if self.name == "lars":
+            # You et al.'s momentum holds updates, not gradients: the rate is inside.
+            core.append(optax.trace(self.momentum))
+        transform = optax.chain(*core)
         if not frozen:
             return transform
         still = jax.tree.map(lambda path: matches(frozen, path), paths)

@@ -48,8 +48,10 @@ from jaxmlcl.training.program import (
     source_mask,
 )
 from jaxmlcl.training.splits import (
-    check_apart,
+    Preparation,
     check_same_labels,
+    check_selection,
+    data_field,
     fit_preparation,
     open_split,
 )
@@ -209,6 +211,16 @@ class _Population:
                         program.check_start(self.groups[start].program)
                         seen.add((groups[name], start))
                 flops[name] = program.flops_per_step * program.total
+            rows = tuple(
+                (_data_key(experiment, name), stage.validates, stage.starts_from)
+                for name, stage in experiment.stages.items()
+            )
+            if rows not in seen:
+                seen.add(rows)
+                opened = {name: self._open(experiment, name) for name in experiment.stages}
+                check_selection(
+                    experiment, {name: (one.source, one.validation) for name, one in opened.items()}
+                )
 
     def waves(self) -> Iterator[list[int]]:
         """Members, so many at a time that their first stages fill one program."""
@@ -260,7 +272,7 @@ class _Population:
         starts = None
         if jobs[0].start is not None:
             starts = [self.results[job.start].network.arrays for job in jobs]
-        splits = self._open(jobs[0].experiment)
+        splits = self._open(jobs[0].experiment, jobs[0].name)
         return train_together(self.groups[group], jobs, splits, starts, self.console)
 
     def _trial(self, position: int) -> Trial:
@@ -281,30 +293,34 @@ class _Population:
                 self.results.pop(key, None)
         return Trial(self.experiments[position], stages, error, networks)
 
-    def _open(self, experiment: Experiment) -> Splits:
-        key = (experiment.data, experiment.precision)
+    def _open(self, experiment: Experiment, stage: str) -> Splits:
+        data = experiment.data_of(stage)
+        key = (_data_key(experiment, stage), experiment.precision)
         if key not in self.splits:
-            data = experiment.data
             source = open_split(data, "train")
             batches: list[tuple[jax.Array, int]] = []
             labels = np.zeros((0, len(source.metadata.label_names)), np.uint8)
             known = None
-            if data.validation is not None:
-                validation = open_split(data, "validation")
+            validation = open_split(data, "validation") if data.validation else None
+            if validation is not None:
                 check_same_labels(source, validation, ("train", "validation"))
                 batches = list(scoring_batches(validation, self.mesh))
-                if any(stage.validates for stage in experiment.stages.values()):
-                    check_apart(data, "validation", "train", validation, source)
                 labels, _ = source_labels(validation)
-                known = source_mask(validation, "data.validation")
-            preparation = fit_preparation(data, source)
+                known = source_mask(validation, f"{data_field(experiment, stage)}.validation")
+            if data.inputs == "inherit":
+                start = self._open(experiment, str(experiment.stages[stage].starts_from))
+                preparation = Preparation(start.constants["shift"], start.constants["scale"])
+                preparation.check(source, data_field(experiment, stage))
+            else:
+                preparation = fit_preparation(data, source)
             constants = device_constants(preparation, source, self.mesh, experiment.precision)
             if "resident" not in constants:
+                where = data_field(experiment, stage)
                 raise ConfigError(
-                    f"data.train: {data.train} does not fit on the device, so variants cannot be "
-                    "trained together; use `jaxmlcl train` for each of them"
+                    f"{where}.train: {data.train} does not fit on the device, so variants cannot "
+                    "be trained together; use `jaxmlcl train` for each of them"
                 )
-            self.splits[key] = Splits(source, constants, batches, labels, known)
+            self.splits[key] = Splits(source, validation, constants, batches, labels, known)
         return self.splits[key]
 
     def _group(self, job: Job, flops: Mapping[str, float]) -> Hashable:
@@ -313,26 +329,27 @@ class _Population:
         numbers = {path for path in self.numbers[job.name] if is_number(leaves.get(path))}
         alike = (
             job.name,
-            job.experiment.data,
+            _data_key(job.experiment, job.name),
             job.experiment.precision,
+            job.experiment.random,
             tuple((path, None if path in numbers else leaf) for path, leaf in leaves.items()),
             frozenset(numbers),
             tuple(flops[name] for name in stage.duration.flops_of),
         )
         build = functools.partial(self._program, job, flops)
         if alike not in self.traced:
-            constants = self._open(job.experiment).constants
+            constants = self._open(job.experiment, job.name).constants
             self.traced[alike] = traceable(build(), sorted(numbers, key=str), constants)
         traced = self.traced[alike]
         rest = tuple((path, leaves[path]) for path in sorted(numbers - set(traced), key=str))
         group = (alike, rest)
         if group not in self.groups:
-            constants = self._open(job.experiment).constants
+            constants = self._open(job.experiment, job.name).constants
             self.groups[group] = Members(build(), traced, constants)
         return group
 
     def _program(self, job: Job, flops: Mapping[str, float]) -> StageProgram:
-        source = self._open(job.experiment).source
+        source = self._open(job.experiment, job.name).source
         return build_stage(job.experiment, job.name, self.mesh, source, flops)
 
     def _most(self, members: Members) -> int:
@@ -346,6 +363,14 @@ class _Population:
         return min(fitting, most)
 
 
+def _data_key(experiment: Experiment, stage: str) -> Hashable:
+    """What the inputs of a stage depend on: its data and, where inherited, those it starts from."""
+    data, start = experiment.data_of(stage), experiment.stages[stage].starts_from
+    if data.inputs == "inherit" and start is not None:
+        return data, _data_key(experiment, start)
+    return data
+
+
 def _jobs(experiment: Experiment) -> dict[str, tuple[Hashable, Job]]:
     """The experiment's stages, each with a key of everything that its result depends on."""
     jobs: dict[str, tuple[Hashable, Job]] = {}
@@ -353,8 +378,9 @@ def _jobs(experiment: Experiment) -> dict[str, tuple[Hashable, Job]]:
         start = None if stage.starts_from is None else jobs[stage.starts_from][0]
         key = (
             name,
-            experiment.data,
+            _data_key(experiment, name),
             experiment.precision,
+            experiment.random,
             experiment.seed,
             tuple(spec_leaves(stage)),
             start,

@@ -17,7 +17,7 @@ from jaxmlcl.training.checkpoint import Checkpoint
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.program import SCORING_ROWS, StageProgram, device_constants, on_mesh
 from jaxmlcl.training.scoring import restore_stage, scoring_mesh, scoring_stages
-from jaxmlcl.training.splits import Preparation
+from jaxmlcl.training.splits import Preparation, preparation_file
 from jaxmlcl.training.step import TrainState
 from jaxmlcl.training.trained_on import TrainedOn, load_trained_on
 
@@ -127,7 +127,7 @@ def open_network(
         what = "that gives label scores" if gives_scores else "of this run"
         raise ConfigError(f'"{name}" is no stage {what}; there are: {", ".join(known)}')
     mesh = scoring_mesh(experiment, [name], devices)
-    preparation = Preparation.load(workdir / "preparation.npz")
+    preparation = Preparation.load(workdir / preparation_file(experiment, name))
     trained_on = load_trained_on(workdir, name)
     program, state, checkpoint = restore_stage(experiment, workdir, name, mesh, trained_on, report)
     saved = checkpoint.host["data"]

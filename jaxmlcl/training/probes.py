@@ -21,8 +21,8 @@ import numpy as np
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import CheckpointError, ConfigError, DataError
 from jaxmlcl.evaluation import ProbeScores, evaluate_scores, knn_scores, ridge_scores
-from jaxmlcl.training.evaluate import _gflop, _write_arrays
-from jaxmlcl.training.experiment import Experiment
+from jaxmlcl.training.evaluate import Results, _gflop, _write_arrays, by_data
+from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.program import (
     device_constants,
     scoring_batches,
@@ -30,7 +30,7 @@ from jaxmlcl.training.program import (
     source_mask,
 )
 from jaxmlcl.training.scoring import restore_stage, scoring_mesh
-from jaxmlcl.training.splits import Preparation, check_apart, open_split
+from jaxmlcl.training.splits import Preparation, check_apart, open_split, preparation_file
 from jaxmlcl.training.trainer import check_fingerprint
 
 REPRESENTATION = "representation"
@@ -98,9 +98,26 @@ def probe_run(
         raise ConfigError(
             f'there is no stage "{stage}"; the stages: {", ".join(experiment.stages)}'
         )
-    train, scored, validation = _open(experiment, split)
+
+    def together(data: Data, stages: list[str]) -> Results:
+        return _probe_together(experiment, workdir, data, split, stages, probe, report)
+
+    return by_data(experiment, names, split, together, report)
+
+
+def _probe_together(
+    experiment: Experiment,
+    workdir: Path,
+    data: Data,
+    split: Literal["validation", "test"],
+    stages: list[str],
+    probe: Probe,
+    report: Callable[[str], None],
+) -> Results:
+    """The results of stages that have the same data, and what is said of these."""
+    train, scored, validation = _open(data, split)
     results: dict[str, dict[str, Any]] = {}
-    for name in sorted(names, key=lambda name: name == experiment.main):
+    for name in stages:
         network = _Network(experiment, workdir, name, train.source, report)
         network.check(train, scored, validation)
         reference, asked = (network.embed(rows, probe) for rows in (train, scored))
@@ -142,25 +159,20 @@ def probe_run(
         except ValueError as error:
             raise DataError(f"stage {name}, {split} split: {error}") from error
     metadata = scored.source.metadata
-    return {
-        "split": split,
-        "data": {
-            "source": getattr(experiment.data, split),
-            "fingerprint": metadata.fingerprint,
-            "num_rows": len(scored.labels),
-            "num_labels": len(metadata.label_names),
-            "label_names": list(metadata.label_names),
-        },
-        **list(results.values())[-1],
-        "stages": results,
+    return results, {
+        "source": getattr(data, split),
+        "fingerprint": metadata.fingerprint,
+        "num_rows": len(scored.labels),
+        "num_labels": len(metadata.label_names),
+        "label_names": list(metadata.label_names),
     }
 
 
-def _open(experiment: Experiment, split: str) -> tuple[_Rows, _Rows, _Rows | None]:
+def _open(data: Data, split: str) -> tuple[_Rows, _Rows, _Rows | None]:
     """The splits that a probe needs: reference, scored, and the one its setting is chosen on."""
 
     def rows(name: str) -> _Rows:
-        source = open_split(experiment.data, name)
+        source = open_split(data, name)
         return _Rows(name, source, *source_labels(source), source_mask(source, f"data.{name}"))
 
     if split == "train":
@@ -168,7 +180,6 @@ def _open(experiment: Experiment, split: str) -> tuple[_Rows, _Rows, _Rows | Non
             "data.train: the probe is fitted to these rows, so their scores would say nothing; "
             "score another split"
         )
-    data = experiment.data
     train, scored, validation = rows("train"), rows(split), None
     if data.validation is not None and split != "validation":
         validation = rows("validation")
@@ -190,7 +201,7 @@ class _Network:
         report: Callable[[str], None],
     ) -> None:
         mesh = scoring_mesh(experiment, [name])
-        preparation = Preparation.load(workdir / "preparation.npz")
+        preparation = Preparation.load(workdir / preparation_file(experiment, name))
         constants = device_constants(preparation, None, mesh, experiment.precision)
         self.program, self.state, self.checkpoint = restore_stage(
             experiment, workdir, name, mesh, train, report

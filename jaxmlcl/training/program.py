@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
+from jaxmlcl.random import Generator, make_key
 from jaxmlcl.sharding import batch_sharding, replicated
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.objective import BatchSpec
@@ -42,6 +43,12 @@ class StageProgram:
     flops_per_step: float
     count: StepCounter
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's inputs."""
+        several = self.program.stage.objective.views > 1
+        return self.program.spec.inputs.shape[2 if several else 1 :]
+
     def bytes_of_state(self) -> dict[str, int]:
         """Bytes of parameters, optimiser, queue and the rest of the state, over all devices."""
 
@@ -50,8 +57,10 @@ class StageProgram:
 
         state = self.abstract
         queue = state.objective.get("queue", ()) if isinstance(state.objective, Mapping) else ()
+        average = {"average": size(state.average)} if state.average else {}
         return {
             "parameters": size(state.params),
+            **average,
             "optimizer": size(state.optimizer),
             "queue": size(queue),
             "other": size(state.objective) - size(queue),
@@ -63,7 +72,8 @@ class StageProgram:
         Raises:
           ConfigError: naming both stages.
         """
-        begin = (source.abstract.params, source.abstract.objective)
+        begun = source.abstract.averaged()
+        begin = (begun.params, begun.objective)
         try:
             started = jax.eval_shape(self.program.init, begin)
             shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (started, self.abstract)]
@@ -71,6 +81,12 @@ class StageProgram:
         except (KeyError, TypeError, ValueError):
             # Trees of another depth do not even reach the comparison.
             fits = False
+        own, other = self.input_shape, source.input_shape
+        if not fits and own != other:
+            raise ConfigError(
+                f"stages.{self.name}: its data have inputs of shape {own}, those of {source.name}, "
+                f"from which it starts, {other}; use data that the same encoder takes"
+            )
         if not fits:
             raise ConfigError(
                 f"stages.{self.name}: its encoder is not that of {source.name}, from which it "
@@ -160,7 +176,7 @@ def build_stage(
         stage.batch_size,
         jax.ShapeDtypeStruct(label_shape, bool) if metadata.unknown_labels else None,
     )
-    key = stage_key(experiment.seed, name)
+    key = stage_key(experiment.seed, name, experiment.random)
     params, state = jax.eval_shape(lambda: stage.objective.init(key, spec))
     flops = count_flops(stage, spec, params, state)
     total = stage.duration.steps(
@@ -189,10 +205,10 @@ def build_stage(
     return StageProgram(name, program, mesh, abstract, total, flops, count)
 
 
-def stage_key(seed: int, name: str) -> jax.Array:
+def stage_key(seed: int, name: str, random: Generator = "hash") -> jax.Array:
     """The random key of a stage, from which every number it draws is folded."""
     # Named, not numbered: a stage draws the same numbers wherever it stands in the experiment.
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(make_key(seed, random), zlib.crc32(name.encode()))
 
 
 def device_constants(

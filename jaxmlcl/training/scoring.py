@@ -28,7 +28,10 @@ from jaxmlcl.training.splits import (
     Preparation,
     check_apart,
     check_same_labels,
+    data_field,
     open_split,
+    other_starts,
+    preparation_file,
     share_origin,
 )
 from jaxmlcl.training.step import TrainState
@@ -68,6 +71,24 @@ def scoring_stages(experiment: Experiment) -> list[str]:
     return [name for name, stage in experiment.stages.items() if stage.objective.gives_scores]
 
 
+def choose_stages(experiment: Experiment, stages: Sequence[str] | None = None) -> list[str]:
+    """The named stages, or all, if they give label scores.
+
+    Raises:
+      UserError: one of them gives none, or there is none that does.
+    """
+    known = scoring_stages(experiment)
+    chosen = known if stages is None else list(stages)
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(
+                f'stage "{name}" gives no label scores; those that do: {", ".join(known) or "none"}'
+            )
+    if not chosen:
+        raise UserError(f"{experiment.name}: no stage gives label scores; add a probe or BCE stage")
+    return chosen
+
+
 def score_stages(
     experiment: Experiment,
     workdir: Path,
@@ -94,7 +115,7 @@ def score_splits(
       experiment: the run's experiment.
       workdir: the run's folder.
       splits: which rows.
-      stages: names of stages; all that give scores by default.
+      stages: names of stages that have the same data; all that give scores by default.
       devices: the devices to use; all by default.
       report: called with a line for each damaged checkpoint that is passed over.
 
@@ -102,30 +123,27 @@ def score_splits(
       UserError: there is no such stage, it is not finished, the data do not fit it, or rows of the
         test split were trained or selected on.
     """
-    known = scoring_stages(experiment)
-    chosen = known if stages is None else list(stages)
+    chosen = choose_stages(experiment, stages)
+    data = experiment.data_of(chosen[0])
     for name in chosen:
-        if name not in known:
+        if experiment.data_of(name) != data:
             raise ConfigError(
-                f'stage "{name}" gives no label scores; those that do: {", ".join(known) or "none"}'
+                f"stages {chosen[0]} and {name} have different data; score them one by one"
             )
-    if not chosen:
-        raise UserError(f"{experiment.name}: no stage gives label scores; add a probe or BCE stage")
     mesh = scoring_mesh(experiment, chosen, devices)
-    sources = {split: open_split(experiment.data, split) for split in splits}
-    preparation = Preparation.load(workdir / "preparation.npz")
-    constants = device_constants(preparation, None, mesh, experiment.precision)
+    sources = {split: open_split(data, split) for split in splits}
     results: dict[Split, dict[str, StageScores]] = {split: {} for split in splits}
     for name in chosen:
         program, state, checkpoint = restore_stage(
             experiment, workdir, name, mesh, sources[splits[0]], report
         )
-        score = program.scorer(constants)
+        preparation = Preparation.load(workdir / preparation_file(experiment, name))
+        score = program.scorer(device_constants(preparation, None, mesh, experiment.precision))
         for split, source in sources.items():
             if split != "test":
                 check_fingerprint(checkpoint, split, source)
             elif name == chosen[0]:
-                _check_test(experiment, checkpoint, source)
+                _check_test(experiment, chosen, checkpoint, source)
             if checkpoint.host["data"]["label_names"] != list(source.metadata.label_names):
                 raise CheckpointError(
                     f"data.{split}: its labels are not those that {name} was trained on, or not in "
@@ -150,17 +168,31 @@ def score_splits(
     }
 
 
-def _check_test(experiment: Experiment, checkpoint: Checkpoint, test: Source) -> None:
-    """Refuse to report on rows that were trained or selected on."""
-    data = experiment.data
+def _check_test(
+    experiment: Experiment, stages: list[str], checkpoint: Checkpoint, test: Source
+) -> None:
+    """Refuse to report on rows that a stage, or one it starts from, was trained or selected on."""
+    data, where = experiment.data_of(stages[0]), data_field(experiment, stages[0])
     for other in ("train", "validation"):
         if getattr(data, other) is None:
             continue
         # The fingerprint is remembered; other splits are opened only where a file is shared.
         if checkpoint.host["data"].get(other) == test.metadata.fingerprint:
-            check_apart(data, "test", other, test, test)
+            check_apart(data, "test", other, test, test, where=where)
         elif share_origin(data, "test", other):
-            check_apart(data, "test", other, test, open_split(data, other))
+            check_apart(data, "test", other, test, open_split(data, other), where=where)
+    for start, earlier in other_starts(experiment, stages).items():
+        for other in ("train", "validation"):
+            if getattr(earlier, other) is not None and share_origin(data, "test", other, earlier):
+                check_apart(
+                    data,
+                    "test",
+                    other,
+                    test,
+                    open_split(earlier, other),
+                    where=where,
+                    of=(data_field(experiment, start), earlier),
+                )
 
 
 def scoring_mesh(

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxmlcl.data.source import Source, open_source, row_origin
 from jaxmlcl.errors import ConfigError, DataError, UserError
-from jaxmlcl.training.experiment import Data
+from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.workdir import write_file
 
 # In-memory sources up to this size live on the device, and the pipeline carries indices only.
@@ -26,6 +27,19 @@ class Preparation:
 
     shift: np.ndarray
     scale: np.ndarray
+
+    def check(self, source: Source, where: str) -> None:
+        """Refuse inputs of another shape than those that it was fitted to.
+
+        Raises:
+          ConfigError: naming both shapes.
+        """
+        shape = source.metadata.input_shape
+        if self.shift.shape not in ((), shape):
+            raise ConfigError(
+                f"{where}.inputs: the preparation to inherit is for inputs of shape "
+                f"{self.shift.shape}, not {shape}; use another value"
+            )
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -45,6 +59,99 @@ class Preparation:
             ) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """What a stage is trained on and validated with."""
+
+    train: Source
+    validation: Source | None
+    preparation: Preparation
+    file: str
+    """Name of the preparation in the run's folder."""
+
+
+def open_data(experiment: Experiment) -> dict[str, StageData]:
+    """The data of every stage, opened and prepared; those of the experiment once for all.
+
+    Raises:
+      UserError: a split cannot be read, or the splits do not fit together.
+    """
+    found: dict[str, StageData] = {}
+    shared: StageData | None = None
+    for name, stage in experiment.stages.items():
+        if stage.data is not None:
+            start = found[stage.starts_from].preparation if stage.starts_from else None
+            found[name] = _open_data(
+                experiment.data_of(name),
+                start,
+                preparation_file(experiment, name),
+                f"stages.{name}.",
+            )
+            continue
+        if shared is None:
+            shared = _open_data(experiment.data, None, preparation_file(experiment, name), "")
+        found[name] = shared
+    return found
+
+
+def data_field(experiment: Experiment, stage: str) -> str:
+    """What messages call the data of a stage."""
+    return "data" if experiment.stages[stage].data is None else f"stages.{stage}.data"
+
+
+def other_starts(experiment: Experiment, stages: Iterable[str]) -> dict[str, Data]:
+    """The stages that these start from, directly or not, and whose data are others."""
+    found: dict[str, Data] = {}
+    for stage in stages:
+        start = experiment.stages[stage].starts_from
+        while start is not None:
+            if experiment.data_of(start) != experiment.data_of(stage):
+                found[start] = experiment.data_of(start)
+            start = experiment.stages[start].starts_from
+    return found
+
+
+def check_selection(
+    experiment: Experiment, opened: Mapping[str, tuple[Source, Source | None]]
+) -> None:
+    """Refuse stages that would select on rows that they, or those they start from, train on.
+
+    Args:
+      experiment: the experiment.
+      opened: training and validation split of every stage.
+
+    Raises:
+      DataError: naming both splits.
+    """
+    for name, stage in experiment.stages.items():
+        train, validation = opened[name]
+        if validation is None or not stage.validates:
+            continue
+        data, where = experiment.data_of(name), data_field(experiment, name)
+        check_apart(data, "validation", "train", validation, train, where=where)
+        for start, earlier in other_starts(experiment, [name]).items():
+            of = (data_field(experiment, start), earlier)
+            others = opened[start][0]
+            check_apart(data, "validation", "train", validation, others, where=where, of=of)
+
+
+def preparation_file(experiment: Experiment, stage: str) -> str:
+    """Name of the file in the run's folder that holds the preparation of a stage's inputs."""
+    own = experiment.stages[stage].data is not None
+    return f"preparation-{stage}.npz" if own else "preparation.npz"
+
+
+def _open_data(data: Data, start: Preparation | None, file: str, prefix: str) -> StageData:
+    train = open_split(data, "train")
+    validation = open_split(data, "validation") if data.validation else None
+    if validation is not None:
+        check_same_labels(train, validation, ("train", "validation"), prefix)
+    if data.inputs != "inherit" or start is None:
+        return StageData(train, validation, fit_preparation(data, train), file)
+    start.check(train, f"{prefix}data")
+    return StageData(train, validation, start, file)
+
+
 def open_split(data: Data, name: str) -> Source:
     """Open one split of the data.
 
@@ -58,22 +165,34 @@ def open_split(data: Data, name: str) -> Source:
     return open_source(uri, root=data.root)
 
 
-def check_same_labels(first: Source, second: Source, names: tuple[str, str]) -> None:
+def check_same_labels(
+    first: Source, second: Source, names: tuple[str, str], prefix: str = ""
+) -> None:
     """Refuse two splits whose labels or inputs do not correspond."""
     a, b = first.metadata, second.metadata
     if a.label_names != b.label_names:
         raise DataError(
-            f"data.{names[0]} and data.{names[1]} have different labels "
+            f"{prefix}data.{names[0]} and {prefix}data.{names[1]} have different labels "
             f"({len(a.label_names)} and {len(b.label_names)}); use splits of one data set"
         )
     if a.input_shape != b.input_shape:
         raise DataError(
-            f"data.{names[0]} has inputs of shape {a.input_shape}, data.{names[1]} of "
+            f"{prefix}data.{names[0]} has inputs of shape {a.input_shape}, "
+            f"{prefix}data.{names[1]} of "
             f"{b.input_shape}; use splits of one data set"
         )
 
 
-def check_apart(data: Data, scored: str, other: str, first: Source, second: Source) -> None:
+def check_apart(
+    data: Data,
+    scored: str,
+    other: str,
+    first: Source,
+    second: Source,
+    *,
+    where: str = "data",
+    of: tuple[str, Data] | None = None,
+) -> None:
     """Refuse to choose or report on rows that something else has already been fitted to.
 
     Told by the content of the whole split and, for splits of one file, by the rows' ids; not by
@@ -85,27 +204,40 @@ def check_apart(data: Data, scored: str, other: str, first: Source, second: Sour
       other: the split that must have no row of it.
       first: the source of `scored`.
       second: the source of `other`.
+      where: what messages call the data.
+      of: what messages call the data of `other`, and these; the same data by default.
 
     Raises:
       DataError: they have rows in common.
     """
+    there, others = of or (where, data)
     common = len(first)
     if first.metadata.fingerprint != second.metadata.fingerprint:
-        if not share_origin(data, scored, other):
+        if not share_origin(data, scored, other, others):
             return
         common = len(np.intersect1d(source_ids(first), source_ids(second)))
     if common:
         raise DataError(
-            f"data.{scored}: {common} of its {len(first)} rows are rows of data.{other}; selecting "
-            "and scoring need rows of their own: name another split, or take parts with "
+            f"{where}.{scored}: {common} of its {len(first)} rows are rows of {there}.{other}; "
+            "selecting and scoring need rows of their own: name another split, or take parts with "
             "'?part=rest' and '?part=held-out'"
         )
 
 
-def share_origin(data: Data, first: str, second: str) -> bool:
-    """Whether two splits are taken from one file, so that equal ids mean equal rows."""
+def share_origin(data: Data, first: str, second: str, of: Data | None = None) -> bool:
+    """Whether two splits are taken from one file, so that equal ids mean equal rows.
+
+    Args:
+      data: what the first split is of.
+      first: the first split.
+      second: the second split.
+      of: what the second split is of; `data` by default.
+    """
     try:
-        one, other = (row_origin(getattr(data, split), root=data.root) for split in (first, second))
+        one, other = (
+            row_origin(getattr(one, split), root=one.root)
+            for one, split in ((data, first), (of or data, second))
+        )
     except DataError:
         # A file that is no longer there is not the one that is.
         return False

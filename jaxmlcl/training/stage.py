@@ -7,6 +7,7 @@ from typing import Literal
 
 from jaxmlcl.data.augment import Augmentation
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.training.dataset import Data
 from jaxmlcl.training.duration import Duration, check_duration, epochs
 from jaxmlcl.training.objective import Objective
 from jaxmlcl.training.optimizers import Optimizer, Plateau, check_patterns
@@ -30,6 +31,8 @@ class Stage:
     """Random operations on the inputs, in order, on the device."""
     starts_from: str | None = None
     """Earlier stage whose encoder this one starts with; a fresh one if absent."""
+    data: Data | None = None
+    """Data of this stage's own; the experiment's if absent."""
     frozen: tuple[str, ...] = ()
     """Regular expressions over parameter paths that must not move."""
     accumulate: int = 1
@@ -38,6 +41,12 @@ class Stage:
     """How often the validation split is scored, if the objective gives scores."""
     select: Selection = "last"
     """Which step's parameters the stage ends with: the last, or the best on validation."""
+    ema: float | None = None
+    """Decay of a moving average of the network (fraction kept per step), which is then what is
+    validated, selected, evaluated and started from; no average if absent."""
+    ema_warmup: bool = True
+    """Let the decay rise to `ema` as (1 + t) / (10 + t) over the steps t, so that the average soon
+    forgets the initial values."""
     patience: int | None = None
     """Validations without improvement of `select` after which the stage ends (count)."""
 
@@ -45,6 +54,11 @@ class Stage:
         check_duration("stage: duration", self.duration, in_flops=True)
         check_duration("stage: validate_every", self.validate_every)
         check_patterns("stage: frozen", self.frozen)
+        if self.data is not None and self.data.inputs == "inherit" and self.starts_from is None:
+            raise ConfigError(
+                'stage: data.inputs: "inherit" needs starts_from, the stage whose preparation is '
+                "meant"
+            )
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(
                 f"stage: batch_size ({self.batch_size}) and accumulate ({self.accumulate}) "
@@ -62,6 +76,8 @@ class Stage:
             )
         if self.patience is not None and self.select == "last":
             raise ConfigError('stage: patience needs select, for instance select="loss"')
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"stage: ema must be above 0 and below 1, not {self.ema}")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"stage: patience must be at least 1, not {self.patience}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +36,17 @@ class TrainState:
     optimizer: PyTree
     plateau: PyTree
     """State of the plateau rule; empty for other schedules."""
+    average: PyTree = ()
+    """Moving averages of the parameters and batch statistics; empty for stages without."""
+
+    def averaged(self) -> TrainState:
+        """The state with the averages, where there are any, in place of the last step's values."""
+        if not self.average:
+            return self
+        objective = self.objective
+        if "batch_stats" in self.average:
+            objective = {**objective, "batch_stats": self.average["batch_stats"]}
+        return dataclasses.replace(self, params=self.average["params"], objective=objective)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +87,12 @@ class Program:
             params, state = self.stage.objective.warm_start(params, state, *source)
         schedule = self.stage.optimizer.schedule
         plateau = schedule.transform().init({}) if isinstance(schedule, Plateau) else ()
+        average: PyTree = ()
+        if self.stage.ema is not None:
+            # Copies, because the step donates every buffer.
+            average = jax.tree.map(jnp.copy, _network(params, state))
         return TrainState(
-            jnp.zeros((), jnp.int32), params, state, self.transform.init(params), plateau
+            jnp.zeros((), jnp.int32), params, state, self.transform.init(params), plateau, average
         )
 
     def batch(self, step: jax.Array, host: PyTree, constants: PyTree) -> Batch:
@@ -130,7 +145,22 @@ class Program:
             "parameter_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
-        return TrainState(state.step + 1, params, ended, optimizer, state.plateau), measurements
+        average = self._average(state, _network(params, ended))
+        new = TrainState(state.step + 1, params, ended, optimizer, state.plateau, average)
+        return new, measurements
+
+    def _average(self, state: TrainState, network: PyTree) -> PyTree:
+        """The averages, moved towards the network after a step."""
+        decay = self.stage.ema
+        if decay is None:
+            return ()
+        kind = jnp.promote_types(self.feed.dtype, jnp.float32)
+        moved = jnp.asarray(1.0 - decay, kind)
+        if self.stage.ema_warmup:
+            moved = jnp.maximum(moved, 9.0 / (10.0 + state.step.astype(kind)))
+        return jax.tree.map(
+            lambda a, x: (a + moved * (x - a)).astype(a.dtype), state.average, network
+        )
 
     def scores(self, params: PyTree, state: PyTree, inputs: jax.Array, constants: PyTree) -> Any:
         """Label scores [B, L] of raw inputs, in evaluation mode."""
@@ -141,6 +171,13 @@ class Program:
         """Named representations [B, width] of raw inputs, in evaluation mode."""
         found = self.stage.objective.embed(params, state, self.feed.prepare(inputs, constants))
         return jax.tree.map(lambda x: x.astype(jnp.float32), found)
+
+
+def _network(params: PyTree, state: PyTree) -> dict[str, PyTree]:
+    """What is averaged: the parameters, and the batch statistics that belong to them."""
+    if isinstance(state, Mapping) and "batch_stats" in state:
+        return {"params": params, "batch_stats": state["batch_stats"]}
+    return {"params": params}
 
 
 @functools.partial(jax.jit, static_argnums=0)

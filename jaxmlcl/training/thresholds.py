@@ -57,7 +57,7 @@ def recall_thresholds(
     found = _belonging(_read(workdir), network)
     if found is None:
         advice = "or say which: --threshold 0.5"
-        if experiment.data.validation is None:
+        if experiment.data_of(network.stage).validation is None:
             raise ConfigError(
                 f"{experiment.name}: it has no validation split to choose thresholds on; {advice}"
             )

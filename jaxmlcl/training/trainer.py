@@ -34,12 +34,7 @@ from jaxmlcl.training.program import (
 )
 from jaxmlcl.training.progress import Progress
 from jaxmlcl.training.signals import stop_signals, stopped_by
-from jaxmlcl.training.splits import (
-    check_apart,
-    check_same_labels,
-    fit_preparation,
-    open_split,
-)
+from jaxmlcl.training.splits import StageData, check_selection, data_field, open_data
 from jaxmlcl.training.step import TrainState, advance_plateau
 from jaxmlcl.training.trained_on import save_trained_on
 from jaxmlcl.training.workdir import open_workdir, write_file
@@ -87,14 +82,7 @@ def train(
     with open_workdir(default_workdir(experiment), resolved) as workdir, stop_signals() as stop:
         # Set up: devices, data, and what every step reads.
         mesh = experiment.mesh.build(devices)
-        source = open_split(experiment.data, "train")
-        validation = (
-            open_split(experiment.data, "validation") if experiment.data.validation else None
-        )
-        if validation is not None:
-            check_same_labels(source, validation, ("train", "validation"))
-        preparation = fit_preparation(experiment.data, source)
-        constants = device_constants(preparation, source, mesh, experiment.precision)
+        data = open_data(experiment)
         stores = {
             name: CheckpointStore(
                 stage_folder(workdir, name), keep_latest=experiment.checkpoint.keep
@@ -106,23 +94,28 @@ def train(
                 console.line(
                     f"{removed}: removed, an interrupted save or a checkpoint without its manifest"
                 )
-        run = _Run(experiment, workdir, mesh, source, validation, constants, stores, console, stop)
-        metadata, platform = source.metadata, mesh.devices.flat[0].platform
+        run = _Run(experiment, workdir, mesh, data, stores, console, stop)
+        platform = mesh.devices.flat[0].platform
+        first = data[next(iter(data))]
         console.line(
-            f"{experiment.name}: {len(source)} training samples, {len(metadata.label_names)} "
-            f"labels, {mesh.size} {platform} device(s), workdir {workdir}"
+            f"{experiment.name}: {_counts(first)}, {mesh.size} {platform} device(s), "
+            f"workdir {workdir}"
         )
+        for name, own in data.items():
+            if experiment.stages[name].data is not None:
+                console.line(f"{name}: data of its own, {_counts(own)}")
         try:
             # Check: every stage is worked out before the first one trains.
             run.plan()
             # Restore: find where the run stands, and forget what was logged after that.
             position = run.find_position()
-            if validation and any(stage.validates for stage in experiment.stages.values()):
-                check_apart(experiment.data, "validation", "train", validation, source)
+            splits = {name: (used.train, used.validation) for name, used in data.items()}
+            check_selection(experiment, splits)
             # Nothing is refused from here on: what the folder says is now about this run.
             write_file(workdir / "experiment.json", resolved)
-            preparation.save(workdir / "preparation.npz")
-            save_trained_on(workdir, dict.fromkeys(experiment.stages, source))
+            for used in data.values():
+                used.preparation.save(workdir / used.file)
+            save_trained_on(workdir, {name: used.train for name, used in data.items()})
             run.log.cut(position.host["metrics_offset"] if position else 0)
             # Train: every stage in order; finished ones only say what they cost.
             for name in experiment.stages:
@@ -140,9 +133,7 @@ class _Run:
         experiment: Experiment,
         workdir: Path,
         mesh: jax.sharding.Mesh,
-        source: Source,
-        validation: Source | None,
-        constants: Any,
+        data: dict[str, StageData],
         stores: dict[str, CheckpointStore],
         console: Console,
         stop: list[int],
@@ -150,9 +141,8 @@ class _Run:
         self.experiment = experiment
         self.workdir = workdir
         self.mesh = mesh
-        self.source = source
-        self.validation = validation
-        self.constants = constants
+        self.data = data
+        self.constants: tuple[StageData, Any] | None = None
         self.stores = stores
         self.console = console
         self.stop = stop
@@ -167,7 +157,7 @@ class _Run:
         """Build every stage and its start, so that a misfit is told now and not hours later."""
         flops: dict[str, float] = {}
         for name, stage in self.experiment.stages.items():
-            program = build_stage(self.experiment, name, self.mesh, self.source, flops)
+            program = build_stage(self.experiment, name, self.mesh, self.data[name].train, flops)
             if stage.starts_from is not None:
                 program.check_start(self.programs[stage.starts_from])
             flops[name] = program.flops_per_step * program.total
@@ -191,14 +181,15 @@ class _Run:
             self.restored[name] = checkpoint
             complete = checkpoint is not None and checkpoint.finished
             if checkpoint is not None:
-                self._check_data(checkpoint)
+                self._check_data(name, checkpoint)
                 latest = checkpoint
         return latest
 
-    def _check_data(self, checkpoint: Checkpoint) -> None:
-        check_fingerprint(checkpoint, "train", self.source)
-        if self.validation is not None:
-            check_fingerprint(checkpoint, "validation", self.validation)
+    def _check_data(self, name: str, checkpoint: Checkpoint) -> None:
+        data = self.data[name]
+        check_fingerprint(checkpoint, "train", data.train)
+        if data.validation is not None:
+            check_fingerprint(checkpoint, "validation", data.validation)
         before = checkpoint.host["machine"]
         machine = _machine(self.mesh)
         if before != machine:
@@ -211,9 +202,10 @@ class _Run:
         """Train one stage to its end, from its last checkpoint if there is one."""
         stage = self.experiment.stages[name]
         program = self.programs[name]
+        source = self.data[name].train
         if stage.duration.flops_of:
             # The other stages may have ended before their time.
-            program = build_stage(self.experiment, name, self.mesh, self.source, self.flops)
+            program = build_stage(self.experiment, name, self.mesh, source, self.flops)
         checkpoint = self.restored.get(name)
         if checkpoint is not None and checkpoint.finished:
             self._conclude(program, Progress(**checkpoint.host["progress"]))
@@ -232,17 +224,17 @@ class _Run:
             state = program.initial(self._start(stage.starts_from))
 
         # The step, compiled once for every batch of the stage.
-        order = GlobalOrder(len(self.source), stage.batch_size, self.experiment.seed)
-        resident = "resident" in self.constants
-        steps = Indices(order) if resident else Records(self.source, order)
-        compiled, seconds = program.compile(steps[progress.step], self.constants)
+        constants = self._constants(self.data[name])
+        order = GlobalOrder(len(source), stage.batch_size, self.experiment.seed)
+        steps = Indices(order) if "resident" in constants else Records(source, order)
+        compiled, seconds = program.compile(steps[progress.step], constants)
         progress.compile_seconds += seconds
         sizes = ", ".join(f"{k} {_bytes(v)}" for k, v in program.bytes_of_state().items())
         self.console.line(
             f"{name}: {stage.objective.describe()}, {program.total} steps of {stage.batch_size}, "
             f"compiled in {seconds:.1f} s, {program.flops_per_step / 1e9:.3g} GFLOP a step; {sizes}"
         )
-        scorer = self._validator(program) if stage.objective.gives_scores else None
+        scorer = self._validator(program, constants) if stage.objective.gives_scores else None
 
         every = {
             "log": program.count(self.experiment.logging.every),
@@ -264,9 +256,7 @@ class _Run:
                 host = next(iterator)
                 profile.before(progress.step)
                 with jax.transfer_guard("disallow"):
-                    state, measurements = compiled(
-                        state, jax.device_put(host, rows), self.constants
-                    )
+                    state, measurements = compiled(state, jax.device_put(host, rows), constants)
                 progress.step += 1
                 pending.append((progress.step, measurements))
                 profile.after(progress.step, state)
@@ -326,6 +316,16 @@ class _Run:
         self.stores[name].wait()
         self._conclude(program, progress)
 
+    def _constants(self, data: StageData) -> Any:
+        """What a stage's steps read and do not change; of one data set at a time on the device."""
+        if self.constants is None or self.constants[0] is not data:
+            self.constants = None
+            on_device = device_constants(
+                data.preparation, data.train, self.mesh, self.experiment.precision
+            )
+            self.constants = (data, on_device)
+        return self.constants[1]
+
     def _start(self, source: str | None) -> Any:
         """Parameters and objective state that a stage starts from."""
         if source is None:
@@ -343,7 +343,8 @@ class _Run:
             if not np.isfinite(values).all():
                 what = "loss is" if not math.isfinite(values[0]) else "parameters are"
                 terms = _on_host(measurements)
-                ids = [int(self.source[int(index)]["id"]) for index in order[step - 1]]
+                source = self.data[name].train
+                ids = [int(source[int(index)]["id"]) for index in order[step - 1]]
                 shown = ", ".join(f"{term} {value:.4g}" for term, value in terms.items())
                 raise NonFiniteError(
                     f"{name}: the {what} not finite at step {step}: {shown}; sample ids of the "
@@ -361,19 +362,20 @@ class _Run:
         if self.tensorboard is not None:
             self.tensorboard.write(row)
 
-    def _validator(self, program: StageProgram) -> Any:
+    def _validator(self, program: StageProgram, constants: Any) -> Any:
         """A function from the state to measurements on the validation split, if there is one."""
-        validation = self.validation
+        validation = self.data[program.name].validation
         if validation is None:
             return None
         inputs = list(scoring_batches(validation, self.mesh))
         labels, _ = source_labels(validation)
-        known = source_mask(validation, "data.validation")
-        score = program.scorer(self.constants)
+        known = source_mask(validation, f"{data_field(self.experiment, program.name)}.validation")
+        score = program.scorer(constants)
 
         def validate(state: Any) -> dict[str, float]:
+            network = state.averaged()
             parts = [
-                jax.device_get(score(state.params, state.objective, x))[:valid]
+                jax.device_get(score(network.params, network.objective, x))[:valid]
                 for x, valid in inputs
             ]
             return validation_measures(np.concatenate(parts), labels, known)
@@ -384,13 +386,14 @@ class _Run:
         self, program: StageProgram, state: Any, progress: Progress, *, best: bool, finished: bool
     ) -> None:
         self.log.sync()
+        data = self.data[program.name]
         host = {
             "progress": dataclasses.asdict(progress),
             "metrics_offset": self.log.offset,
             "data": {
-                "train": self.source.metadata.fingerprint,
-                "validation": self.validation.metadata.fingerprint if self.validation else None,
-                "label_names": list(self.source.metadata.label_names),
+                "train": data.train.metadata.fingerprint,
+                "validation": data.validation.metadata.fingerprint if data.validation else None,
+                "label_names": list(data.train.metadata.label_names),
                 "next_step": progress.step,
                 "seed": self.experiment.seed,
             },
@@ -408,7 +411,7 @@ class _Run:
             "objective": stage.objective.describe(),
             "gives_scores": stage.objective.gives_scores,
             "steps": progress.step,
-            "epochs": progress.step * stage.batch_size / len(self.source),
+            "epochs": progress.step * stage.batch_size / program.count.examples,
             "batch_size": stage.batch_size,
             "select": stage.select,
             "best_step": progress.best_step if progress.best_value is not None else None,
@@ -447,7 +450,8 @@ def load_stage(
 ) -> tuple[TrainState, Checkpoint]:
     """The state a finished stage ended with: its best by validation, or its last.
 
-    A damaged best is passed over for the last, saying so.
+    Where the stage averages its network, the averages stand in place of the parameters. A damaged
+    best is passed over for the last, saying so.
 
     Raises:
       UserError: the stage is not finished, or its checkpoints are damaged.
@@ -461,7 +465,7 @@ def load_stage(
             f"stage {program.name}: no intact finished checkpoint in {store.directory}; run the "
             "training command again"
         )
-    return store.restore(chosen, program.abstract), chosen
+    return store.restore(chosen, program.abstract).averaged(), chosen
 
 
 def validation_measures(
@@ -492,6 +496,11 @@ def check_fingerprint(checkpoint: Checkpoint, split: str, source: Source) -> Non
             f"{checkpoint.path}: it was trained on other data (fingerprint of {split} "
             f"{str(saved)[:12]}, now {now[:12]}); bring back the data, or start in a new workdir"
         )
+
+
+def _counts(data: StageData) -> str:
+    labels = len(data.train.metadata.label_names)
+    return f"{len(data.train)} training samples, {labels} labels"
 
 
 def _bytes(size: int) -> str:

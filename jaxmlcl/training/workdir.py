@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,11 @@ def _compare(saved: Path, resolved: str) -> None:
         f"{name} ({old.get(name, 'absent')} there, {new.get(name, 'absent')} now)"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
-        and not any(name == volatile or name.startswith(volatile + ".") for volatile in VOLATILE)
+        and not any(
+            fnmatch.fnmatchcase(name, pattern)
+            for field in VOLATILE
+            for pattern in (field, f"{field}.*")
+        )
     ]
     if differing:
         raise ConfigError(

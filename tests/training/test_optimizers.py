@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmlcl.errors import ConfigError
@@ -17,6 +18,7 @@ from jaxmlcl.training.duration import epochs, examples, steps
 from jaxmlcl.training.optimizers import (
     Constant,
     Cosine,
+    OneCycle,
     Optimizer,
     Plateau,
     StepCounter,
@@ -152,6 +154,53 @@ def test_adamw_decays_beside_the_gradient() -> None:
     expect(follow(Optimizer("adamw", 0.01, weight_decay=0.3)), rule)
 
 
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_lars_adapts_the_rate_to_each_array(decay_all: bool) -> None:
+    optimizer = Optimizer(
+        "lars",
+        0.4,
+        schedule=Cosine(),
+        momentum=0.8,
+        trust=0.02,
+        weight_decay=0.3,
+        decay_all=decay_all,
+        rates=(("^encoder/", 0.5),),
+    )
+    momentum = Momentum(0.8)
+
+    def rule(step: int, path: str, value: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        ratio = 1.0
+        if decay_all or is_kernel(path):
+            gradient = gradient + 0.3 * value
+            ratio = 0.02 * math.sqrt((value**2).sum()) / math.sqrt((gradient**2).sum())
+        # The rate falls over the steps and is inside the momentum, as in You et al.
+        rate = 0.4 * (1 + math.cos(math.pi * (step - 1) / 100)) / 2
+        factor = 0.5 if path.startswith("encoder") else 1.0
+        return -momentum(path, rate * factor * ratio * gradient)
+
+    expect(follow(optimizer), rule)
+
+
+def test_lars_by_hand_and_as_optax() -> None:
+    # Norm 5, gradient of norm 2, coefficient 0.1: ratio 0.25, and the rate 0.4 makes it 0.1.
+    params = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([7.0])}
+    gradients = {"kernel": jnp.array([[0.0, 2.0]]), "bias": jnp.array([2.0])}
+    ours = Optimizer("lars", 0.4, trust=0.1, momentum=0.5).build(params, COUNT)
+    state = ours.init(params)
+    first, state = ours.update(gradients, state, params)
+    second, _ = ours.update(gradients, state, params)
+    np.testing.assert_allclose(first["kernel"], [[0.0, -0.2]])
+    np.testing.assert_allclose(second["kernel"], [[0.0, -0.3]])
+    np.testing.assert_allclose(first["bias"], [-0.8])  # no adaptation: 0.4 * 2
+    theirs = optax.lars(0.4, 0.2, trust_coefficient=0.1, momentum=0.5)
+    ours = Optimizer("lars", 0.4, trust=0.1, momentum=0.5, weight_decay=0.2, decay_all=True).build(
+        params, COUNT
+    )
+    expected, _ = theirs.update(gradients, theirs.init(params), params)
+    found, _ = ours.update(gradients, ours.init(params), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
 def test_the_encoder_has_a_rate_of_its_own() -> None:
     # The first pattern that matches counts.
     optimizer = Optimizer(
@@ -179,7 +228,7 @@ def test_clipping_is_by_the_norm_of_all_gradients(clip: float) -> None:
     expect(follow(optimizer), rule)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
 def test_what_is_frozen_neither_moves_nor_decays_nor_counts_for_clipping(name: Any) -> None:
     optimizer = Optimizer(name, 0.1, weight_decay=0.3, decay_all=True, clip_norm=0.5)
     seen = follow(optimizer, frozen=("^encoder/",))
@@ -194,6 +243,10 @@ def test_what_is_frozen_neither_moves_nor_decays_nor_counts_for_clipping(name: A
             return -0.1 * momentum(path, gradient + 0.3 * value)
         if name == "adam":
             return -0.1 * adam(step, path, gradient + 0.3 * value)
+        if name == "lars":
+            gradient = gradient + 0.3 * value
+            ratio = 1e-3 * np.linalg.norm(value) / np.linalg.norm(gradient)
+            return -0.1 * momentum(path, ratio * gradient)
         return -0.1 * (adam(step, path, gradient) + 0.3 * value)
 
     expect(seen, rule)
@@ -284,6 +337,50 @@ def test_many_short_cycles() -> None:
     starts = [step for step, rate in enumerate(found) if rate == pytest.approx(0.4)]
     # Lengths 3, 4.5, 6.75, 10.125 rounded to the even or nearest whole number.
     assert starts == [0, 3, 7, 14, 24]
+
+
+@pytest.mark.parametrize("rise", [0.3, 0.25, 0.0, 0.995])
+def test_one_cycle_by_pytorchs_formula(rise: float) -> None:
+    # Phases end at rise * total - 1 and at total - 1, a fraction of a step included.
+    def formula(step: int) -> float:
+        first, last, top = 0.4 / 25.0, 0.4 / 25.0 / 1e4, rise * 100 - 1
+        low, high, done = (
+            (first, 0.4, step / top if top else 1.0)
+            if step <= top
+            else (0.4, last, (step - top) / (99 - top))
+        )
+        return low + (high - low) * (1 - math.cos(math.pi * done)) / 2
+
+    found = rates(OneCycle(rise=rise), 100)
+    np.testing.assert_allclose(found, [formula(i) for i in range(100)], rtol=1e-6, atol=1e-9)
+    assert found[-1] == pytest.approx(0.4 / 25e4)
+    assert found[0] == pytest.approx(0.4 / 25.0) or rise == 0.0
+
+
+@pytest.mark.parametrize("options", [{}, {"rise": 0.17, "start": 10.0, "end": 100.0}])
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_one_cycle_is_pytorchs(options: dict[str, float]) -> None:
+    torch = pytest.importorskip("torch")
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    names = {"rise": "pct_start", "start": "div_factor", "end": "final_div_factor"}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.4, total_steps=100, **{names[name]: value for name, value in options.items()}
+    )
+    expected = []
+    for _ in range(100):
+        expected.append(theirs.param_groups[0]["lr"])
+        theirs.step()
+        if len(expected) < 100:
+            schedule.step()
+    np.testing.assert_allclose(rates(OneCycle(**options), 100), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_one_cycle_of_one_or_few_steps_is_finite() -> None:
+    for total in range(1, 8):
+        count = StepCounter(batch_size=10, examples=200, total=total)
+        found = [float(OneCycle().build(0.4, count)(jnp.asarray(step))) for step in range(total)]
+        assert all(0 < rate <= 0.4 for rate in found)
+        assert found[-1] == pytest.approx(0.4 / 25e4)
 
 
 class ReduceLROnPlateau:

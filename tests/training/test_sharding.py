@@ -27,11 +27,15 @@ OPTIMIZERS = {
 }
 
 
-def run(kind: str, stage: Stage, mesh_spec: MeshSpec, precision: str) -> tuple[Any, Any]:
+def run(
+    kind: str, stage: Stage, mesh_spec: MeshSpec, precision: str, **fields: Any
+) -> tuple[Any, Any]:
     """Losses of 20 steps, and the final parameters on the host."""
     source = {"vectors": vectors, "pictures": pictures, "partly known": partly_known}[kind]()
     data = Data("unused", inputs="unit" if kind == "pictures" else "standardize")
-    experiment = Experiment("x", data, {"pretrain": stage}, precision=precision, mesh=mesh_spec)
+    experiment = Experiment(
+        "x", data, {"pretrain": stage}, precision=precision, mesh=mesh_spec, **fields
+    )
     devices = jax.devices()[:1] if mesh_spec == MeshSpec() else jax.devices()[:8]
     mesh = mesh_spec.build(devices)
     constants = device_constants(fit_preparation(data, source), source, mesh, precision)
@@ -98,6 +102,18 @@ def test_gradient_accumulation_is_sharded_alike() -> None:
 def test_unknown_labels_are_sharded_alike(weighting: Any) -> None:
     objective = MulSupCon(SMALL_MLP, Projection(width=16), weighting, queue_capacity=48)
     compare("partly known", "adam", "both", "float64", objective=objective, duration=steps(8))
+
+
+@pytest.mark.usefixtures("x64")
+def test_threefry_is_sharded_alike_and_draws_other_masks() -> None:
+    stage = pretrain("vectors", OPTIMIZERS["adam"], duration=steps(6))
+    one, _ = run("vectors", stage, MeshSpec(), "float64", random="threefry")
+    many, _ = run("vectors", stage, MESHES["both"], "float64", random="threefry")
+    np.testing.assert_allclose(many, one, rtol=1e-12, atol=0)
+    hashed, _ = run("vectors", stage, MeshSpec(), "float64")
+    # Other masks from the first step on, of the same kind: about the same losses.
+    assert abs(hashed - one).min() > 1e-6
+    np.testing.assert_allclose(hashed, one, rtol=0.3)
 
 
 def test_fsdp_splits_parameters_and_optimizer() -> None:

@@ -14,7 +14,7 @@ from jaxmlcl.methods import Classification, MulSupCon
 from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.duration import epochs, flops_of, steps
 from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Logging, parse_profile
-from jaxmlcl.training.optimizers import Cosine, Optimizer, Plateau, WarmRestarts
+from jaxmlcl.training.optimizers import Cosine, OneCycle, Optimizer, Plateau, WarmRestarts
 from jaxmlcl.training.progress import Progress
 from jaxmlcl.training.stage import Stage
 
@@ -111,6 +111,29 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: experiment({"bce": stage(select="map")}),
         "stages.bce: it chooses by validation, but data.validation is not given",
     ),
+    "selection without validation of its own": (
+        lambda: experiment(
+            {"bce": stage(select="map", data=Data("digits:train"))},
+            data=Data("digits:train", "digits:validation"),
+        ),
+        "stages.bce: it chooses by validation, but its data.validation is not given",
+    ),
+    "a preparation inherited from nothing": (
+        lambda: experiment(data=Data("digits:train", inputs="inherit")),
+        'data.inputs: "inherit" is for the own data of a stage that starts from another',
+    ),
+    "a preparation inherited without a start": (
+        lambda: stage(data=Data("digits:train", inputs="inherit")),
+        'stage: data.inputs: "inherit" needs starts_from',
+    ),
+    "an average that keeps all": (
+        lambda: stage(ema=1.0),
+        r"stage: ema must be above 0 and below 1, not 1\.0",
+    ),
+    "no rise at all": (lambda: OneCycle(rise=-0.1), "rise must be at least 0, below 1, not -0.1"),
+    "a start above the peak": (lambda: OneCycle(start=0.5), "start must be at least 1, not 0.5"),
+    "an end of 0": (lambda: OneCycle(end=0.0), "schedule: end must be positive, not 0.0"),
+    "no trust": (lambda: Optimizer(trust=0.0), "optimizer: trust must be positive, not 0.0"),
     "a profile": (lambda: experiment(profile="20:10"), 'profile: "20:10" is not START:STOP'),
     "a profile in words": (lambda: parse_profile("all"), "is not START:STOP"),
     "a tactic": (lambda: MeshSpec(rules=((".*", "split"),)), 'unknown tactic "split"'),
