@@ -76,9 +76,9 @@ SETS = (
     ),
 )
 
-# Steps of pretraining. Yeast has the authors' own program to compare with, which needs about
-# 24 000; the others share what two CPU cores do in an evening.
-PRETRAINING = {"yeast": 24_000, "bibtex": 2_000, "corel5k": 2_000, "delicious": 2_000}
+# Steps of pretraining: what two CPU cores do in two hours for all of it. The released recipe has
+# 24 000 for Yeast, in a table of its own.
+PRETRAINING = {"yeast": 12_000, "bibtex": 1_000, "corel5k": 1_000, "delicious": 1_000}
 FINE_TUNING = 1_500
 WIDTHS = ((256, 512, 256), (512,))
 
@@ -208,7 +208,7 @@ def contrast_of(choice, encoder, **changes):
 
 
 def searched(joint: bool):
-    """The released steps with another queue, temperature, mask or width; with BCE or before it."""
+    """The same steps with another queue, temperature, mask or width; with BCE or before it."""
 
     def build(data, choice, seed):
         encoder = MLP(hidden=choice["hidden"], dropout=choice["dropout"])
@@ -250,7 +250,7 @@ def searched_bce(data, choice, seed):
     return Networks(Experiment("yeast-bce", data.data, {"train": stage}, seed=seed), "train")
 
 
-SEARCH_TRIALS = 12
+SEARCH_TRIALS = 8
 SHARED = {
     "hidden": ((256, 512, 256), (512,), (1024,)),
     "dropout": (0.2, 0.5),
@@ -279,7 +279,7 @@ search_rows = (
         lambda data, choice, _seed: Fitted(
             KernelSVM(C=choice["C"], gamma=choice["gamma x d"] / 103), data.data
         ),
-        grid(**{"C": (0.5, 1.0, 2.0, 4.0), "gamma x d": (0.5, 1.0, 2.0)}),
+        grid(**{"C": (0.5, 1.0, 2.0, 4.0), "gamma x d": (0.5, 1.0)}),
         seeded=False,
         baseline=True,
     ),
@@ -418,7 +418,7 @@ splits, steps and number of trials.""",
             "of a joint loss, and chosen by the mAP of the validation rows.",
             (yeast,),
             search_rows,
-            (0, 1, 2, 3, 4),
+            (0, 1, 2),
         ),
     ),
 )
