@@ -27,10 +27,11 @@ from jaxmlcl.training.duration import steps
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.optimizers import Optimizer
+from jaxmlcl.training.population import train_population
 from jaxmlcl.training.probes import Probe, _Network, _open, probe_run
 from jaxmlcl.training.program import build_stage, device_constants
 from jaxmlcl.training.scoring import score_splits, score_stages
-from jaxmlcl.training.splits import fit_preparation, open_split
+from jaxmlcl.training.splits import check_apart, fit_preparation, open_split
 from jaxmlcl.training.stage import Stage
 from jaxmlcl.training.trainer import train
 from tests.training.conftest import SMALL_MLP, partly_known, small_experiment
@@ -283,9 +284,21 @@ def test_parts_of_one_file_are_apart(finished: Finished) -> None:
     whole = open_source(data.train, root=data.root)
     parts = [open_source(f"{split}{part}", root=data.root) for part in ("rest", "held-out")]
     assert sum(map(len, parts)) == len(whole)
-    from jaxmlcl.training.splits import check_apart
-
     apart = dataclasses.replace(data, train=f"{split}rest", validation=f"{split}held-out")
     check_apart(apart, "validation", "train", parts[1], parts[0])
     with pytest.raises(DataError, match="rows are rows of"):
         check_apart(data, "validation", "train", parts[1], parts[1])
+
+
+def test_a_population_validates_over_known_labels(finished: Finished) -> None:
+    experiment = finished.experiment
+    bce = dataclasses.replace(experiment.stages["bce"], duration=steps(10), starts_from=None)
+    alone = dataclasses.replace(
+        experiment, stages={"bce": bce}, workdir=str(finished.workdir.parent / "alone")
+    )
+    (trial,) = train_population([alone])
+    train(alone, to_json(alone), devices=jax.devices()[:1])
+    log = Path(str(alone.workdir)) / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.open()]
+    (row,) = (row for row in rows if row["kind"] == "validation")
+    assert trial.stages["bce"].validation["loss"] == pytest.approx(row["loss"], rel=1e-4)
