@@ -227,3 +227,36 @@ def test_without_a_validation_split_a_threshold_must_be_given(run: Experiment) -
     blind = dataclasses.replace(run, data=data, stages=stages)
     with pytest.raises(ConfigError, match="no validation split to choose thresholds on; or say"):
         recall_thresholds(blind, folder(run), opened(run), "all")
+
+
+def test_a_stage_on_data_of_its_own_is_applied_with_its_own_inputs_and_labels(
+    tmp_path: Path,
+) -> None:
+    generator = np.random.default_rng(5)
+    x = (50 + 9 * generator.normal(size=(40, 12))).astype(np.float32)
+    for split in ("train", "validation", "test"):
+        names = ["a", "b", "c"]
+        np.savez(
+            tmp_path / f"{split}.npz",
+            features=x + generator.normal(size=x.shape),
+            labels=(x[:, :3] > 50).astype(int),
+            label_names=names,
+        )
+    small = small_experiment(tmp_path / "run")
+    own = dataclasses.replace(
+        small.stages["bce"],
+        data=Data("train.npz", "validation.npz", "test.npz", root=str(tmp_path)),
+        ema=0.9,
+    )
+    stages = {"bce": small.stages["bce"], "own": own}
+    experiment = dataclasses.replace(small, stages=stages, checkpoint=Checkpoint())
+    workdir = train(experiment, to_json(experiment), devices=jax.devices()[:1])
+    expected = {
+        stage: score_stages(experiment, workdir, "test", [stage], devices=jax.devices()[:1])
+        for stage in stages
+    }
+    (tmp_path / "train.npz").unlink()
+    for stage, uri in (("bce", "synthetic:test"), ("own", str(tmp_path / "test.npz"))):
+        network = opened(experiment, stage)
+        assert (scores(network, rows(network, uri)) == expected[stage].stages[stage].scores).all()
+    assert network.label_names == ("a", "b", "c")
