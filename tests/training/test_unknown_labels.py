@@ -195,7 +195,7 @@ def test_probes_learn_from_known_labels_and_are_measured_on_them(
     workdir = Path(shutil.copytree(finished.workdir, tmp_path / "run"))
     probe = Probe(kind)
     document = probe_run(finished.experiment, workdir, "test", probe, "pretrain")
-    train, test, validation = _open(finished.experiment, "test")
+    train, test, validation = _open(finished.experiment.data, "test")
     assert validation is not None
     masks = [split.label_mask for split in (train, test, validation)]
     assert all(mask is not None for mask in masks)
