@@ -86,7 +86,7 @@ WIDTHS = ((256, 512, 256), (512,))
 
 
 def recipe(weighting: str, files=None):
-    """A configuration as it stands, with another weighting; by default the released one of Yeast."""
+    """A configuration as it stands, with another weighting; by default Yeast's released one."""
 
     def build(data, _choice, seed):
         experiment = load(files[data.name] if files else RELEASED)
