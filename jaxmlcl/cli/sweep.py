@@ -23,6 +23,7 @@ from jaxmlcl.io import write_atomic
 
 if TYPE_CHECKING:
     from jaxmlcl.config import Axis, Data, Experiment
+    from jaxmlcl.data.source import Source
     from jaxmlcl.training.population import Trial
 
 _MEASURES = (
@@ -41,7 +42,8 @@ Train variants of CONFIG's experiment and rank them by a measure on the validati
 split is not opened. Variants whose programs have the same shapes are trained in one program, and
 stages that variants have in common once. FIELD is a dotted path as in `jaxmlcl config CONFIG`;
 stages.*.objective.temperature means the field of every stage that has it, A+B means both fields.
-Any --FIELD VALUE of `jaxmlcl train CONFIG --help` may be given too. Finished runs are kept in
+Any --FIELD VALUE of `jaxmlcl train CONFIG --help`, such as --data.root FOLDER, may be given too.
+Finished runs are kept in
 FOLDER/trials.jsonl: the same command goes on where it was stopped.
 """
 
@@ -85,6 +87,7 @@ def run(words: list[str]) -> None:
     choices = draw_trials(axes, options.trials, options.sweep_seed) if axes else [()]
     use_precision(base)
     runs = [_run(base, axes, choice, seed, stage, needed) for choice in choices for seed in seeds]
+    _check_rows(runs, stage)
     folder = options.output or Path("runs") / f"{base.name}-sweep"
     with _hold(folder):
         known = _read(folder / "trials.jsonl")
@@ -109,7 +112,7 @@ def run(words: list[str]) -> None:
                 | ({"range": axis.range} if axis.range else {"values": axis.values})
                 for axis in axes
             ],
-            "data": _fingerprints(base.data),
+            "data": {name: _fingerprint(base.data_of(name)) for name in needed},
             "trials": [_described(axes, one) for one in ranked],
         }
         best = ranked[0]
@@ -222,20 +225,22 @@ def _check_axes(axes: Sequence[Axis], flags: Sequence[str]) -> None:
 def _stage(experiment: Experiment, wanted: str | None) -> str:
     """The stage that is measured."""
     from jaxmlcl.training.population import main_stage
+    from jaxmlcl.training.splits import data_field
 
-    if experiment.data.validation is None:
-        raise ConfigError(
-            "data.validation: the experiment names no validation split; give --data.validation"
-        )
-    if wanted is None:
-        return main_stage(experiment)
+    name = main_stage(experiment) if wanted is None else wanted
     able = [name for name, stage in experiment.stages.items() if stage.objective.gives_scores]
-    if wanted not in able:
+    if name not in able:
         raise ConfigError(
-            f'--stage: stage "{wanted}" gives no label scores; those that do: '
+            f'--stage: stage "{name}" gives no label scores; those that do: '
             f"{', '.join(able) or 'none'}"
         )
-    return wanted
+    if experiment.data_of(name).validation is None:
+        where = data_field(experiment, name)
+        raise ConfigError(
+            f"{where}.validation: the experiment names no validation split; "
+            f"give --{where.replace('_', '-')}.validation"
+        )
+    return name
 
 
 def _needed(experiment: Experiment, name: str) -> list[str]:
@@ -254,16 +259,19 @@ def _concerns(path: str, stages: Sequence[str]) -> bool:
 
 
 @functools.cache
-def _fingerprints(data: Data) -> dict[str, str]:
-    """Of the splits that are used; those that are selected on must be apart from training."""
-    from jaxmlcl.training.splits import check_apart, open_split
+def _opened(data: Data) -> tuple[Source, Source | None]:
+    from jaxmlcl.training.splits import open_split
 
-    train, validation = (open_split(data, name) for name in ("train", "validation"))
-    check_apart(data, "validation", "train", validation, train)
-    return {
-        "train": train.metadata.fingerprint,
-        "validation": validation.metadata.fingerprint,
-    }
+    train = open_split(data, "train")
+    return train, open_split(data, "validation") if data.validation else None
+
+
+@functools.cache
+def _fingerprint(data: Data) -> dict[str, str]:
+    """Of the splits of some data that are used."""
+    train, validation = _opened(data)
+    found = {"train": train.metadata.fingerprint}
+    return found | ({"validation": validation.metadata.fingerprint} if validation else {})
 
 
 def _run(
@@ -286,15 +294,33 @@ def _run(
     )
     described = json.loads(to_json(experiment))
     for path in VOLATILE:
-        place = described
-        *above, last = path.split(".")
-        for part in above:
-            place = place[part]
-        place.pop(last, None)
-    key = json.dumps(
-        {"experiment": described, "data": _fingerprints(experiment.data)}, sort_keys=True
-    )
+        _drop(described, path.split("."))
+    found = {name: _fingerprint(experiment.data_of(name)) for name in needed}
+    key = json.dumps({"experiment": described, "data": found}, sort_keys=True)
     return _Run(choice, seed, experiment, key)
+
+
+def _drop(tree: dict[str, Any], path: Sequence[str]) -> None:
+    """Take a field away, where it is there; * stands for any name."""
+    head, *rest = path
+    for name in list(tree) if head == "*" else [head]:
+        if not rest:
+            tree.pop(name, None)
+        elif isinstance(tree.get(name), dict):
+            _drop(tree[name], rest)
+
+
+def _check_rows(runs: Sequence[_Run], stage: str) -> None:
+    """Refuse to rank on rows that are trained on."""
+    from jaxmlcl.training.splits import check_selection
+
+    seen = []
+    for experiment in (one.experiment for one in runs):
+        data = {name: experiment.data_of(name) for name in experiment.stages}
+        if data not in seen:
+            seen.append(data)
+            opened = {name: _opened(found) for name, found in data.items()}
+            check_selection(experiment, opened, stage)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def test_trials_are_ranked_and_kept(run: Run, probed: Path, stand_in: Population
     document = json.loads((folder / "sweep.json").read_text())
     assert document["trials"][0]["by_seed"] == {"0": 0.3, "2": 0.302}
     assert document["trials"][0]["choice"] == {"stages.probe.optimizer.learning_rate": "0.3"}
-    assert set(document["data"]) == {"train", "validation"}
+    assert set(document["data"]["probe"]) == {"train", "validation"}
     # The command that is printed trains what was best.
     command = shlex.split(lines[-1].removeprefix("best: "))
     assert command[:3] == ["jaxmlcl", "train", str(probed)]
