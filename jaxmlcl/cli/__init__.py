@@ -29,6 +29,7 @@ COMMANDS = (
     "report",
     "config",
     "data",
+    "sweep",
     "reproduce",
 )
 
@@ -45,6 +46,7 @@ commands:
   compare RUN_A RUN_B                differences of two evaluated runs, with intervals and p values
   report WORKDIR                     write a run's report, one HTML page
   config CONFIG [--FIELD VALUE ...]  print the resolved experiment and where each value is from
+  sweep CONFIG --grid FIELD=A,B ...  train variants, judged on validation; a table and the best
   reproduce NAME                     run a named study and write its tables (--list: their names)
   data inspect SOURCE ...            describe a data set's splits: labels, duplicates, problems
 

@@ -6,6 +6,7 @@ returns one), or the `experiment.json` of a run. Everything such a file needs is
 
 from jaxmlcl.config._files import execute, load
 from jaxmlcl.config._flags import Row, help_text, override, provenance
+from jaxmlcl.config._grid import Axis, draw_trials, parse_axis
 from jaxmlcl.config._json import from_json, to_json
 from jaxmlcl.data.augment import Intensity, Noise, Shift, ZeroMask
 from jaxmlcl.methods import Classification, JointMulSupCon, MulSupCon
@@ -26,6 +27,7 @@ from jaxmlcl.training.stage import Stage
 
 __all__ = [
     "MLP",
+    "Axis",
     "Checkpoint",
     "Classification",
     "Constant",
@@ -49,6 +51,7 @@ __all__ = [
     "Stage",
     "WarmRestarts",
     "ZeroMask",
+    "draw_trials",
     "epochs",
     "examples",
     "execute",
@@ -59,6 +62,7 @@ __all__ = [
     "linear_probe",
     "load",
     "override",
+    "parse_axis",
     "provenance",
     "steps",
     "to_json",

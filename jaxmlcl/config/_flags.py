@@ -90,7 +90,7 @@ def _given(experiment: Experiment, flags: Sequence[str]) -> list[tuple[Leaf, lis
             name, equals, value = word.partition("=")
             leaf = known.get(name.replace("_", "-"))
             if leaf is None:
-                raise ConfigError(f"unknown flag {name}{_near_flags(name, known)}")
+                raise ConfigError(f"unknown flag {name}{near_flags(name, known)}")
             if leaf.kind is None:
                 raise ConfigError(
                     f"{name} names a class, which only the configuration file chooses"
@@ -103,7 +103,8 @@ def _given(experiment: Experiment, flags: Sequence[str]) -> list[tuple[Leaf, lis
     return given
 
 
-def _near_flags(name: str, known: Iterable[str]) -> str:
+def near_flags(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown flag: the known ones that end like it, or the nearest."""
     ending = f".{name.lstrip('-').replace('_', '-')}"
     whole = [other for other in known if other.endswith(ending)][:3]
     return f"; did you mean {' or '.join(whole)}?" if whole else nearest(name, known)

@@ -233,9 +233,14 @@ def _set_part(table: Table, data: DataSet, folder: Path) -> list[str]:
         own = ["", ""] if line.source else [line.trials, str(count or "")]
         body.append([name, *(figure(line.values.get(key)) for key in keys), *own])
     parts.append(_grid(head, body))
-    sources = sorted({f"*{line.name}*: {line.source}" for line in lines if line.source})
+    sources: dict[str, list[str]] = {}
+    for line in lines:
+        if line.source:
+            sources.setdefault(line.source, []).append(f"*{line.name}*")
     if sources:
-        parts.append(". ".join(sources) + ".\n")
+        parts.append(
+            "; ".join(f"{', '.join(names)}: {source}" for source, names in sources.items()) + ".\n"
+        )
     chosen = [f"{line.name} {line.chosen}" for line in lines if line.chosen and line.trials != "1"]
     if chosen:
         parts.append("Chosen on validation: " + "; ".join(chosen) + ".\n")

@@ -144,7 +144,7 @@ class Members:
     def traces(self) -> bool:
         """Whether a step can be traced with these numbers unknown, and keeps its types."""
         program = self.program
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = program.program.feed.key
         kind = jnp.promote_types(program.program.feed.dtype, jnp.float32)
         values = {_name(path): jax.ShapeDtypeStruct((), kind) for path in self.paths}
         index = jax.ShapeDtypeStruct((program.program.stage.batch_size,), jnp.int32)

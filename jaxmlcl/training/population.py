@@ -199,11 +199,13 @@ class _Population:
     def plan(self) -> None:
         """Work out every group, so that a misfit is told before anything trains."""
         seen: set[Hashable] = set()
+        planned: dict[str, dict[Hashable, set[Hashable]]] = {}
         for experiment, jobs in zip(self.experiments, self.jobs, strict=True):
             flops: dict[str, float] = {}
             groups: dict[str, Hashable] = {}
             for name, stage in experiment.stages.items():
                 groups[name] = self._group(jobs[name][1], flops)
+                planned.setdefault(name, {}).setdefault(groups[name], set()).add(jobs[name][0])
                 program = self.groups[groups[name]].program
                 if stage.starts_from is not None:
                     start = groups[stage.starts_from]
@@ -221,6 +223,12 @@ class _Population:
                 check_selection(
                     experiment, {name: (one.source, one.validation) for name, one in opened.items()}
                 )
+        for name, found in planned.items():
+            sizes = [len(keys) for keys in found.values()]
+            self.console.line(
+                f"{name}: {sum(sizes)} to train for {len(self.experiments)} members, "
+                f"{len(sizes)} program{'s' if len(sizes) > 1 else ''}"
+            )
 
     def waves(self) -> Iterator[list[int]]:
         """Members, so many at a time that their first stages fill one program."""

@@ -112,20 +112,23 @@ def other_starts(experiment: Experiment, stages: Iterable[str]) -> dict[str, Dat
 
 
 def check_selection(
-    experiment: Experiment, opened: Mapping[str, tuple[Source, Source | None]]
+    experiment: Experiment,
+    opened: Mapping[str, tuple[Source, Source | None]],
+    judged: str | None = None,
 ) -> None:
     """Refuse stages that would select on rows that they, or those they start from, train on.
 
     Args:
       experiment: the experiment.
       opened: training and validation split of every stage.
+      judged: a stage by whose validation something else is selected, as in a sweep.
 
     Raises:
       DataError: naming both splits.
     """
     for name, stage in experiment.stages.items():
         train, validation = opened[name]
-        if validation is None or not stage.validates:
+        if validation is None or not (stage.validates or name == judged):
             continue
         data, where = experiment.data_of(name), data_field(experiment, name)
         check_apart(data, "validation", "train", validation, train, where=where)
