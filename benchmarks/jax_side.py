@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.clock import now
 from jaxmlcl import config
 from jaxmlcl.data.pipeline import GlobalOrder, Indices
 from jaxmlcl.losses import multi_positive_infonce
@@ -39,7 +39,7 @@ class Watch(Silent):
     def start(self, stage: str, step: int, total: int, batch_size: int) -> None:
         """The stage is compiled and begins."""
         super().start(stage, step, total, batch_size)
-        self.began = time.perf_counter()
+        self.began = now()
 
 
 class Ours:
@@ -69,19 +69,19 @@ class Ours:
         experiment = self._experiment(batch, count, workdir)
         watch = Watch()
         train(experiment, config.to_json(experiment), console=watch)
-        seconds = time.perf_counter() - watch.began
+        seconds = now() - watch.began
         stages = json.loads((workdir / "stages.json").read_text())
         return seconds, stages["pretrain"]["compile_seconds"]
 
     def step(self, batch: int, count: int) -> float:
         """Seconds of `count` compiled steps, on batches whose indices are on the device."""
         step, state, hosts, constants = self._compiled(batch)
-        started = time.perf_counter()
+        started = now()
         for index in range(count):
             state, _ = step(state, hosts[index % len(hosts)], constants)
         jax.block_until_ready(state)
         self.steps[batch] = (step, state, hosts, constants)
-        return time.perf_counter() - started
+        return now() - started
 
     def gflop(self, batch: int) -> float:
         """GFLOP of the matrix products that `parts` runs."""
@@ -180,9 +180,9 @@ def least(call: Callable[[], Any], rounds: int = 7, count: int = 20) -> float:
     jax.block_until_ready(call())
     results = []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started = now()
         for _ in range(count):
             result = call()
         jax.block_until_ready(result)
-        results.append((time.perf_counter() - started) / count)
+        results.append((now() - started) / count)
     return min(results)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from benchmarks.clock import now
 
 WIDTH = 256
 TEMPERATURE, MOMENTUM = 0.1, 0.999
@@ -137,22 +138,22 @@ class Peer:
             views, labels = (torch.stack(column) for column in zip(*fixed, strict=True))
             self.bare[batch] = (*self._model(), views, labels)
         model, adam, views, labels = self.bare[batch]
-        started = time.perf_counter()
+        started = now()
         for _ in range(count):
             loss = model(views, labels)
             adam.zero_grad()
             loss.backward()
             adam.step()
-        return time.perf_counter() - started
+        return now() - started
 
     def loop(self, batch: int, count: int) -> float:
         """Seconds of `count` steps of the whole loop, with data, log and checkpoints."""
         if batch not in self.loops:
             self.loops[batch] = self._loop(batch)
-        started = time.perf_counter()
+        started = now()
         for _ in range(count):
             next(self.loops[batch])
-        return time.perf_counter() - started
+        return now() - started
 
     def _model(self) -> tuple[Pretraining, torch.optim.Optimizer]:
         model = Pretraining(self.rows.inputs.shape[1], self.rows.labels.shape[1], self.queue)
