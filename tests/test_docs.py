@@ -231,14 +231,15 @@ def test_the_readme_trains_on_your_own_data(
     run = [
         words[1:]
         for words in commands(page)
-        if words[0] == "jaxmlcl" and ("birds.py" in words or "runs/birds" in words[2])
+        if words[0] == "jaxmlcl" and {"birds.py", "runs/birds"} & set(words)
     ]
     assert [words[0] for words in run] == [
         *("config", "train", "evaluate", "report"),
         *("train", "evaluate", "predict"),
+        *("embed", "compare", "sweep"),
     ]
     for words in run:
-        assert cli.main([*words, *(short if words[0] == "train" else [])]) == 0, words
+        assert cli.main([*words, *(short if words[0] in ("train", "sweep") else [])]) == 0, words
     assert '"best_on_val"' in capsys.readouterr().out
     assert (tmp_path / "runs" / "birds" / "report.html").exists()
     header, row = Path("scores.csv").read_text().splitlines()
