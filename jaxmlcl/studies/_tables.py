@@ -270,18 +270,22 @@ def _signed(value: float) -> str:
     return sign + _short(abs(value))
 
 
-def _data_line(table: Table, data: DataSet, folder: Path) -> str:
+def _checksums(table: Table, data: DataSet, folder: Path) -> dict[str, Any]:
+    """What is known of the splits: source, rows and SHA-256."""
     part = Study("", "", (dataclasses.replace(table, sets=(data,)),))
     for cell in cells(part, folder):
         for result in cell.results():
             if "data" in result:
-                told_of = (
-                    f"{split} `{found['source']}` ({found['rows']} rows, sha256 "
-                    f"{found['fingerprint'][:12]})"
-                    for split, found in result["data"].items()
-                )
-                return "Data: " + ", ".join(told_of) + ".\n"
-    return ""
+                return result["data"]
+    return {}
+
+
+def _data_line(table: Table, data: DataSet, folder: Path) -> str:
+    told_of = [
+        f"{split} `{found['source']}` ({found['rows']} rows, sha256 {found['fingerprint'][:12]})"
+        for split, found in _checksums(table, data, folder).items()
+    ]
+    return f"Data: {', '.join(told_of)}.\n" if told_of else ""
 
 
 def _grid(head: list[str], body: list[list[str]]) -> str:
@@ -292,11 +296,15 @@ def _grid(head: list[str], body: list[list[str]]) -> str:
 def _csv(study: Study, folder: Path) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
+    splits = ("train", "validation", "test")
     writer.writerow(
         ["table", "set", "method", "trials", "choice", "seed", "protocol", "measure", "value"]
+        + [f"{split}_sha256" for split in splits]
     )
     for table in study.tables:
         for data in table.sets:
+            found = _checksums(table, data, folder)
+            sums = [found.get(split, {}).get("fingerprint", "") for split in splits]
             for line in rows(table, data, folder):
                 if line.source:
                     continue
@@ -314,6 +322,7 @@ def _csv(study: Study, folder: Path) -> str:
                                 protocol,
                                 measure,
                                 "" if math.isnan(value) else f"{value:.6f}",
+                                *sums,
                             ]
                         )
     return buffer.getvalue()
@@ -329,17 +338,21 @@ def _latex(study: Study, folder: Path) -> str:
                 f"{heading} {group[key.split('/')[0]]}" if "/" in key else heading
                 for key, heading in keys.items()
             ]
+            seeds = ", ".join(map(str, table.seeds))
+            parts.append(f"% {table.name}, {data.name}: seeds {seeds}\n")
+            for split, found in _checksums(table, data, folder).items():
+                parts.append(f"% {split}: {found['source']}, sha256 {found['fingerprint']}\n")
             parts += [
                 f"\\begin{{table}}\n\\caption{{{_tex(table.title)} ({_tex(data.name)})}}\n",
-                f"\\begin{{tabular}}{{l{'r' * len(keys)}}}\n\\toprule\n",
-                " & ".join(["method", *map(_tex, headings)]) + " \\\\\n\\midrule\n",
+                f"\\begin{{tabular}}{{l{'r' * (len(keys) + 1)}}}\n\\toprule\n",
+                " & ".join(["method", *map(_tex, headings), "trials"]) + " \\\\\n\\midrule\n",
             ]
             for line in rows(table, data, folder):
                 if line.values:
                     figures = (
                         figure(line.values.get(key)).replace(" ± ", "$\\pm$") for key in keys
                     )
-                    parts.append(" & ".join([_tex(line.name), *figures]) + " \\\\\n")
+                    parts.append(" & ".join([_tex(line.name), *figures, line.trials]) + " \\\\\n")
             parts.append("\\bottomrule\n\\end{tabular}\n\\end{table}\n")
     return "".join(parts)
 

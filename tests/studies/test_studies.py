@@ -220,7 +220,16 @@ def test_tables_hold_mean_and_deviation(data, tmp_path):
         if line["method"] == "noisy" and line["measure"] == "map"
     ]
     assert found == pytest.approx(maps, abs=1e-6)
+    sums = {
+        split: found["fingerprint"]
+        for split, found in stored(folder, "noisy")["seed-3"]["data"].items()
+    }
+    assert {split: lines[0][f"{split}_sha256"] for split in sums} == sums
+    assert {line["seed"] for line in lines} == {"3", "5"}
     latex = files[2].read_text()
+    assert all(value in latex for value in sums.values())
+    body = latex.partition("\\midrule")[2].partition("\\bottomrule")[0].strip().splitlines()
+    assert {line.count("&") for line in body} == {2 + 4 + 4 + 1}
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
     assert "noisy & " in latex
 
