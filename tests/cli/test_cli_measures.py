@@ -110,7 +110,7 @@ def test_a_probe_is_what_its_embeddings_give(evaluated: Path) -> None:
     from jaxmlcl.training.probes import Probe, _Network, _open
 
     experiment = load(evaluated / "experiment.json")
-    train, test, validation = _open(experiment, "test")
+    train, test, validation = _open(experiment.data, "test")
     assert validation is not None
     network = _Network(experiment, evaluated, "pretrain", train.source, lambda _: None)
     embedded = [network.embed(rows, Probe("knn")) for rows in (train, test, validation)]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxmlcl.config import to_json
+from jaxmlcl.data.features import source_features
 from jaxmlcl.data.source import ArraySource, register_source
 from jaxmlcl.errors import CheckpointError, ConfigError, DataError, Preempted
 from jaxmlcl.methods import Classification
@@ -24,10 +25,12 @@ from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.optimizers import Optimizer
 from jaxmlcl.training.population import train_population
+from jaxmlcl.training.predict import open_network
 from jaxmlcl.training.probes import Probe, probe_run
 from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.splits import Preparation, open_split
 from jaxmlcl.training.stage import Stage
+from jaxmlcl.training.thresholds import recall_thresholds
 from jaxmlcl.training.trainer import CheckpointStore, stage_folder, train
 from tests.training.conftest import SMALL_RESNET, pictures, pretrain, small_experiment
 from tests.training.test_trainer import Lines, Stop, untimed
@@ -245,6 +248,21 @@ def test_probes_read_each_stage_on_its_own_data(finished: Finished) -> None:
     assert document["stages"]["transfer"]["data"]["source"] == "others:test"
     assert len(document["stages"]["transfer"]["per_label"]) == 3
     assert "data" not in document["stages"]["pretrain"]
+
+
+def test_it_is_applied_to_new_rows_like_its_own(finished: Finished) -> None:
+    network = open_network(
+        finished.experiment, finished.workdir, "transfer", devices=jax.devices()[:1]
+    )
+    assert network.label_names == ("a", "b", "c")
+    rows = source_features(others(30, 2), "others", network.trained_on.expected)
+    ((_, found),) = network.scores(rows)
+    expected = score_stages(
+        finished.experiment, finished.workdir, "test", ["transfer"], devices=jax.devices()[:1]
+    )
+    np.testing.assert_array_equal(found, expected.stages["transfer"].scores)
+    chosen = recall_thresholds(finished.experiment, finished.workdir, network, "label")
+    assert chosen.shape == (3,)
 
 
 @pytest.mark.slow
