@@ -190,7 +190,8 @@ class _Curve:
         order = np.argsort(-scores, kind="stable")
         scores, labels, self.rows = scores[order], labels[order], rows[order]
         # Equal scores are one group; only groups with a positive matter, by where they end.
-        group = np.concatenate([[0], np.cumsum(scores[1:] != scores[:-1])])
+        # Without any row, as for a label that is nowhere known, there is no group either.
+        group = np.concatenate([[0], np.cumsum(scores[1:] != scores[:-1])])[: len(scores)]
         groups = np.unique(group[labels])
         self.start = np.searchsorted(group, groups)
         self.end = np.searchsorted(group, groups, "right")

@@ -155,6 +155,18 @@ def test_undefined_replicates_are_left_out() -> None:
     assert np.isnan([*outside["ece"], *outside["brier"]]).all()
 
 
+def test_a_label_that_is_nowhere_known_is_left_out() -> None:
+    scores, labels = draw(3)
+    known = np.ones(labels.shape, bool)
+    known[:, 2] = False
+    rest = [0, 1, 3, 4]
+    names = ["map", "auc_macro", "auc_micro", "macro_f1", "ece"]
+    found = bootstrap_replicates(scores, labels, measures=names, label_mask=known, replicates=20)
+    wanted = bootstrap_replicates(scores[:, rest], labels[:, rest], measures=names, replicates=20)
+    for name in names:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-12)
+
+
 def test_comparison_of_equal_and_of_different_scores() -> None:
     scores, labels = draw(0, n=200)
     same = paired_comparison(scores, scores, labels, measures=METRICS, replicates=100)
