@@ -360,6 +360,10 @@ def _read(path: Path) -> dict[str, Any]:
                     "another folder with -o"
                 ) from None
             write_atomic(path, "".join(lines[:-1]))
+            return rows
+    if lines and not lines[-1].endswith("\n"):
+        # Cut off before its end of line: the next run would be written behind it.
+        write_atomic(path, text + "\n")
     return rows
 
 

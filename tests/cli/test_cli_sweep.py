@@ -205,6 +205,18 @@ def test_refused_in_one_line(
     assert stand_in.calls == []
 
 
+def test_a_line_that_lacks_its_end_is_kept_apart(
+    run: Run, probed: Path, stand_in: Population
+) -> None:
+    words = ("sweep", probed, "-o", probed.parent / "s", "--seeds")
+    run(*words, "1")
+    rows = probed.parent / "s" / "trials.jsonl"
+    rows.write_text(rows.read_text().removesuffix("\n"))
+    assert run(*words, "1,2").code == 0
+    assert [json.loads(line)["seed"] for line in rows.read_text().splitlines()] == [1, 2]
+    assert [len(call) for call in stand_in.calls] == [1, 1]
+
+
 def test_a_folder_is_one_sweeps(run: Run, probed: Path, stand_in: Population) -> None:
     words = ("sweep", probed, "--seeds", "1,2", "-o", probed.parent / "s")
     run(*words)
