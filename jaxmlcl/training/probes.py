@@ -29,7 +29,7 @@ from jaxmlcl.training.program import (
     source_labels,
     source_mask,
 )
-from jaxmlcl.training.scoring import restore_stage, scoring_mesh
+from jaxmlcl.training.scoring import check_test, restore_stage, scoring_mesh
 from jaxmlcl.training.splits import Preparation, check_apart, open_split, preparation_file
 from jaxmlcl.training.trainer import check_fingerprint
 
@@ -120,6 +120,9 @@ def _probe_together(
     for name in stages:
         network = _Network(experiment, workdir, name, train.source, report)
         network.check(train, scored, validation)
+        if split == "test":
+            # Stages that this one starts from may have other data.
+            check_test(experiment, [name], network.checkpoint, scored.source)
         reference, asked = (network.embed(rows, probe) for rows in (train, scored))
         choice: dict[str, Any] = {}
         if validation is not None:

@@ -143,7 +143,7 @@ def score_splits(
             if split != "test":
                 check_fingerprint(checkpoint, split, source)
             elif name == chosen[0]:
-                _check_test(experiment, chosen, checkpoint, source)
+                check_test(experiment, chosen, checkpoint, source)
             if checkpoint.host["data"]["label_names"] != list(source.metadata.label_names):
                 raise CheckpointError(
                     f"data.{split}: its labels are not those that {name} was trained on, or not in "
@@ -168,7 +168,7 @@ def score_splits(
     }
 
 
-def _check_test(
+def check_test(
     experiment: Experiment, stages: list[str], checkpoint: Checkpoint, test: Source
 ) -> None:
     """Refuse to report on rows that a stage, or one it starts from, was trained or selected on."""

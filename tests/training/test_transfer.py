@@ -318,6 +318,8 @@ def test_rows_that_the_encoder_was_trained_on_are_not_scored(tmp_path: Path) -> 
     said = r"stages\.transfer\.data\.test: \d+ of its \d+ rows are rows of data\.train"
     with pytest.raises(DataError, match=said):
         evaluate_run(experiment, workdir, "test")
+    with pytest.raises(DataError, match=said):
+        probe_run(experiment, workdir, "test", Probe("knn"), "transfer")
 
 
 def test_pictures_of_another_size_fit_a_convolutional_encoder(tmp_path: Path) -> None:
