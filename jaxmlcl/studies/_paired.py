@@ -40,7 +40,7 @@ def against_best_baseline(cells: Iterable[Cell]) -> tuple[str, list[Difference]]
       The baseline's name, and a difference for each method that is not a baseline; None where
       there is nothing to compare.
     """
-    finished = [cell for cell in cells if cell.scores() and len(cell.results()) == len(cell.seeds)]
+    finished = [cell for cell in cells if _finished(cell)]
     baselines = [cell for cell in finished if cell.method.baseline]
     others = [cell for cell in finished if not cell.method.baseline]
     if not baselines or not others:
@@ -55,6 +55,12 @@ def against_best_baseline(cells: Iterable[Cell]) -> tuple[str, list[Difference]]
         p = replicate_p(difference, drawn)
         differences.append(Difference(cell.method.name, difference, low, high, p))
     return best.method.name, differences
+
+
+def _finished(cell: Cell) -> bool:
+    """Whether every seed has figures; one that failed has none."""
+    results = [result for result in cell.results() if "failed" not in result]
+    return len(results) == len(cell.scores()) == len(cell.seeds)
 
 
 def _validation_map(cell: Cell) -> float:

@@ -31,7 +31,14 @@ from jaxmlcl.studies._study import Choice, DataSet, Fitted, Method, Networks, St
 from jaxmlcl.training import trainer
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data
-from jaxmlcl.training.splits import check_same_labels, fit_preparation, open_split, source_arrays
+from jaxmlcl.training.splits import (
+    check_apart,
+    check_same_labels,
+    check_selection,
+    fit_preparation,
+    open_split,
+    source_arrays,
+)
 
 Report = Callable[[str], None]
 _RESULTS = ("threshold_free", "protocols")
@@ -225,7 +232,8 @@ def _run_cell(cell: Cell, keep: bool, report: Report) -> None:
     for seed in (first, *others):
         made = cell.method.build(cell.data, choice, seed)
         path = cell.folder / f"seed-{seed}.json"
-        if _known(path, made) is not None and path.with_suffix(".npz").exists():
+        known = _known(path, made)
+        if known is not None and ("failed" in known or path.with_suffix(".npz").exists()):
             continue
         # The chosen trial was trained with the first seed: its network is scored as it is.
         run = cell.folder / (f"trial-{best}" if seed == first else f"seed-{seed}")
@@ -306,6 +314,7 @@ def _run_trial(path: Path, made: Networks | Fitted, choice: Choice) -> dict[str,
             )["map"]
         else:
             experiment, run = _placed(made, path.with_suffix(""))
+            _check_rows(made)
             _train(experiment, run)
             document = evaluate_run(experiment, run, "validation", made.stage)
             record["map"] = document["threshold_free"]["map"]
@@ -375,6 +384,17 @@ def _train(experiment: Any, run: Path) -> None:
     trainer.train(experiment, resolved)
 
 
+def _check_rows(made: Networks) -> None:
+    """Refuse to choose among trials on rows that they are trained on."""
+    opened: dict[Data, Any] = {}
+    for data in map(made.experiment.data_of, made.experiment.stages):
+        if data not in opened:
+            train = open_split(data, "train")
+            opened[data] = train, open_split(data, "validation") if data.validation else None
+    splits = {name: opened[made.experiment.data_of(name)] for name in made.experiment.stages}
+    check_selection(made.experiment, splits, made.stage)
+
+
 def _placed(made: Networks, run: Path) -> tuple[Any, Path]:
     return dataclasses.replace(made.experiment, workdir=str(run)), run
 
@@ -435,9 +455,13 @@ def _fit(made: Fitted, splits: Sequence[str]) -> tuple[list[_Fitted], tuple[str,
     mask = () if rows.label_mask is None else (rows.label_mask,)
     predictor = made.baseline.fit(rows.scores, rows.labels, *mask)
     results = []
+    opened = {"train": train}
     for split in splits:
         source = open_split(made.data, split)
         check_same_labels(train, source, ("train", split))
+        for other, earlier in opened.items():
+            check_apart(made.data, split, other, source, earlier)
+        opened[split] = source
         rows = arrays(source)
         results.append(rows._replace(scores=np.asarray(predictor.scores(rows.scores))))
     return results, train.metadata.label_names

@@ -39,6 +39,8 @@ class Row:
     name: str
     values: dict[str, list[float]]
     """Measure, or PROTOCOL/MEASURE, to one value per seed."""
+    seeds: tuple[int, ...] = ()
+    """The seeds that the values are of; none for references."""
     trials: str = ""
     chosen: str = ""
     seconds: float | None = None
@@ -117,9 +119,11 @@ def _rows_of(cell: Cell) -> Iterator[Row]:
     if not results:
         yield Row(cell.method.name, {}, note="not run")
         return
+    seeds = tuple(result["seed"] for result in results)
     yield Row(
         cell.method.name,
         _values(results),
+        seeds,
         trials=str(len(trials)),
         chosen=told({name: _tuple(value) for name, value in results[0]["choice"].items()}),
         seconds=sum(trial["seconds"] for trial in trials),
@@ -128,7 +132,8 @@ def _rows_of(cell: Cell) -> Iterator[Row]:
         else f"{len(results)} of {len(cell.seeds)} seeds",
     )
     for name in results[0].get("also", {}):
-        yield Row(name, _values([result["also"][name] for result in results]), trials="same run")
+        values = _values([result["also"][name] for result in results])
+        yield Row(name, values, seeds, trials="same run")
 
 
 def _tuple(value: Any) -> Any:
@@ -310,7 +315,7 @@ def _csv(study: Study, folder: Path) -> str:
                     continue
                 for key, values in line.values.items():
                     protocol, _, measure = key.rpartition("/")
-                    for seed, value in zip(table.seeds, values, strict=False):
+                    for seed, value in zip(line.seeds, values, strict=True):
                         writer.writerow(
                             [
                                 table.name,

@@ -187,6 +187,57 @@ def test_a_failed_trial_is_not_chosen(data, tmp_path):
     assert found["seed-0"]["choice"] == {"lean": 1.0}
 
 
+def test_a_failed_seed_keeps_its_place(data, tmp_path):
+    def failing(data: DataSet, choice, seed: int) -> Fitted:
+        lean = np.inf if seed == 5 else choice["lean"]
+        return Fitted(Leaning(lean, seed, noise=0.1), data.data)
+
+    *_, leaning = study_of(data).tables[0].methods[:2]
+    study = study_of(
+        data,
+        methods=(Method("failing", failing, ({"lean": 3.0},)), leaning),
+        seeds=(3, 5, 7),
+    )
+    folder, lines = tmp_path / "study", []
+    run_study(study, folder, report=lines.append)
+    assert any("seed 5 " in line and "it diverged" in line for line in lines)
+    # Its mean would be over other seeds than it says, so it is compared with nothing.
+    assert against_best_baseline(cells(study, folder)) is None
+    _, values, _ = write_tables(study, "tiny", folder, tmp_path / "results.md")
+    with values.open() as file:
+        found = {
+            line["seed"]: float(line["value"])
+            for line in csv.DictReader(file)
+            if line["method"] == "failing" and line["measure"] == "map"
+        }
+    records = stored(folder, "failing")
+    assert found == {
+        seed: pytest.approx(records[f"seed-{seed}"]["threshold_free"]["map"], abs=1e-6)
+        for seed in ("3", "7")
+    }
+    # It would fail again.
+    lines.clear()
+    run_study(study, folder, report=lines.append)
+    assert lines == []
+
+
+@pytest.mark.parametrize("build", [noisy, network])
+def test_choosing_and_scoring_need_rows_of_their_own(data, tmp_path, build):
+    choice = {"lean": 3.0, "rate": 1e-2}
+    for name, split, other in (
+        ("chosen", {"validation": data.train}, "train"),
+        ("scored", {"test": data.validation}, "validation"),
+    ):
+        wrong = dataclasses.replace(data, **split)
+        study = study_of(wrong, methods=(Method("one", build, (choice,)),), seeds=(0,))
+        lines: list[str] = []
+        run_study(study, tmp_path / name, report=lines.append)
+        field = next(iter(split))
+        assert f"left out: data.{field}: " in lines[-1]
+        assert f"rows of data.{other}" in lines[-1]
+        assert not list((tmp_path / name).rglob("seed-0.json"))
+
+
 def test_tables_hold_mean_and_deviation(data, tmp_path):
     study, folder = study_of(data), tmp_path / "study"
     document = tmp_path / "docs" / "results.md"
