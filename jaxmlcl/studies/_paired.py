@@ -78,7 +78,9 @@ def _replicates(scored: Path) -> np.ndarray:
     """Replicates of the mAP of scores in a file, kept beside it: many labels take minutes."""
     kept = scored.with_suffix(".replicates.npy")
     if kept.exists() and kept.stat().st_mtime_ns >= scored.stat().st_mtime_ns:
-        return np.load(kept, allow_pickle=False)
+        drawn = np.load(kept, allow_pickle=False)
+        if drawn.shape == (REPLICATES,):
+            return drawn
     with np.load(scored, allow_pickle=False) as stored:
         arrays = stored["scores"], stored["labels"]
         mask = stored.get("label_mask", None)

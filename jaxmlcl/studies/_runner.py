@@ -9,8 +9,10 @@ they are scored, unless they are asked for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -24,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmlcl.config import from_json, to_json
-from jaxmlcl.errors import DataError, NonFiniteError, UserError
+from jaxmlcl.errors import ConfigError, DataError, NonFiniteError, UserError
 from jaxmlcl.evaluation import evaluate_scores, multilabel_metrics
 from jaxmlcl.io import write_atomic
 from jaxmlcl.studies._study import Choice, DataSet, Fitted, Method, Networks, Study, Table
@@ -65,13 +67,28 @@ class Cell:
 
     def trials(self) -> list[dict[str, Any]]:
         """What is known of its trials, in their order."""
-        files = (self.folder / f"trial-{i}.json" for i in range(len(self.method.trials)))
-        return [json.loads(file.read_text()) for file in files if file.exists()]
+        if self.data.name in self.method.leaves_out:
+            return []
+        first = self.seeds[0]
+        found = (
+            _read(self.folder / f"trial-{i}.json", self.method.build(self.data, choice, first))
+            for i, choice in enumerate(self.method.trials)
+        )
+        return [record for record in found if record is not None]
 
     def results(self) -> list[dict[str, Any]]:
         """What is known of its seeds, in their order."""
-        files = (self.folder / f"seed-{seed}.json" for seed in self.seeds)
-        return [json.loads(file.read_text()) for file in files if file.exists()]
+        found: list[dict[str, Any]] = []
+        if self.data.name in self.method.leaves_out:
+            return found
+        for seed in self.seeds:
+            path = self.folder / f"seed-{seed}.json"
+            for choice in self.method.trials:
+                record = _read(path, self.method.build(self.data, choice, seed))
+                if record is not None:
+                    found.append(record)
+                    break
+        return found
 
     def scores(self) -> dict[int, dict[str, np.ndarray]]:
         """Test scores by seed: {"ids", "scores", "labels"}, "label_mask" if some are unknown."""
@@ -139,6 +156,8 @@ def run_study(
     if not chosen:
         raise UserError(f"reproduce: nothing is called {' or '.join(only)} in this study")
     missing: set[str] = set()
+    # Files may have changed since an earlier call of this process.
+    _checksums.cache_clear()
     for number, cell in enumerate(chosen, 1):
         if cell.data.name in cell.method.leaves_out or cell.data.name in missing:
             continue
@@ -275,6 +294,11 @@ def _headline(result: dict[str, Any]) -> str:
 
 def _description(made: Networks | Fitted) -> str:
     if isinstance(made, Fitted):
+        if type(made.baseline).__repr__ is object.__repr__:
+            raise ConfigError(
+                f"study: baseline {type(made.baseline).__name__} does not tell its settings, so its "
+                "results could not be recognised; make it a dataclass"
+            )
         return f"{made.baseline!r} on {made.data!r}"
     return to_json(dataclasses.replace(made.experiment, workdir=None))
 
@@ -295,12 +319,22 @@ def _unplaced(experiment: Any) -> Any:
     return dataclasses.replace(experiment, data=data, workdir=None)
 
 
-def _known(path: Path, made: Networks | Fitted) -> dict[str, Any] | None:
+def _read(path: Path, made: Networks | Fitted) -> dict[str, Any] | None:
+    """A record, if it is there and is of this experiment."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return stored if _same(stored["experiment"], made) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _known(path: Path, made: Networks | Fitted) -> dict[str, Any] | None:
+    """A record of this experiment on the data as they are now."""
+    stored = _read(path, made)
+    if stored is None:
+        return None
+    splits = tuple(stored.get("data", {}))
+    return stored if stored.get("data", {}) == _checksums(_data(made), splits) else None
 
 
 def _run_trial(path: Path, made: Networks | Fitted, choice: Choice) -> dict[str, Any]:
@@ -321,6 +355,10 @@ def _run_trial(path: Path, made: Networks | Fitted, choice: Choice) -> dict[str,
             record |= _costs(run, document)
     except NonFiniteError as error:
         record["failed"] = str(error)
+    if "failed" not in record and not math.isfinite(record["map"] or math.nan):
+        record["map"] = None
+        record["failed"] = "no label has a positive among the validation rows"
+    record["data"] = _checksums(_data(made), ("train", "validation"))
     record["seconds"] = time.perf_counter() - started
     write_atomic(path, json.dumps(record, indent=1) + "\n")
     return record
@@ -366,7 +404,7 @@ def _score(
         write_atomic(path.with_suffix(".npz"), buffer.getvalue())
     except NonFiniteError as error:
         record["failed"] = str(error)
-    record["data"] = _checksums(_data(made))
+    record["data"] = _checksums(_data(made), ("train", "validation", "test"))
     record["seconds"] = time.perf_counter() - started
     write_atomic(path, json.dumps(record, indent=1) + "\n")
     return record
@@ -416,9 +454,10 @@ def _data(made: Networks | Fitted) -> Data:
     return made.data if isinstance(made, Fitted) else made.experiment.data
 
 
-def _checksums(data: Data) -> dict[str, Any]:
+@functools.lru_cache(maxsize=64)
+def _checksums(data: Data, splits: tuple[str, ...]) -> dict[str, Any]:
     found = {}
-    for split in ("train", "validation", "test"):
+    for split in splits:
         if getattr(data, split) is not None:
             source = open_split(data, split)
             found[split] = {

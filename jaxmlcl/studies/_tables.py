@@ -172,7 +172,8 @@ def figure(values: Sequence[float] | None) -> str:
       >>> figure([0.5, 0.51]), figure([0.25]), figure(None)
       ('.505 ± .007', '.250', '-')
     """
-    if not values or all(math.isnan(value) for value in values):
+    values = [value for value in values or () if not math.isnan(value)]
+    if not values:
         return "-"
     text = _short(float(np.mean(values)))
     return text if len(values) == 1 else f"{text} ± {_short(float(np.std(values, ddof=1)))}"

@@ -178,6 +178,45 @@ def test_a_changed_trial_is_run_again(data, tmp_path):
     assert after["trial-1"] == before["trial-1"]
 
 
+def test_tables_hold_nothing_of_another_study(data, tmp_path):
+    folder, document = tmp_path / "study", tmp_path / "results.md"
+    run_study(study_of(data), folder)
+    methods = (Method("noisy", noisy, ({"lean": -2.0}, {"lean": 4.0})),)
+    write_tables(study_of(data, methods=methods), "tiny", folder, document)
+    assert "Not run" in document.read_text()
+
+
+def test_changed_data_are_run_again(data, tmp_path):
+    study, folder = study_of(data), tmp_path / "study"
+    run_study(study, folder, only=["one/tiny/noisy"])
+    before = stored(folder, "noisy")
+    with np.load(data.validation) as arrays:
+        np.savez(data.validation, features=arrays["features"][1:], labels=arrays["labels"][1:])
+    run_study(study, folder, only=["one/tiny/noisy"])
+    after = stored(folder, "noisy")
+    assert after["trial-1"]["map"] != before["trial-1"]["map"]
+    assert after["seed-3"]["data"]["validation"]["rows"] == 39
+
+
+def test_a_baseline_tells_its_settings(data, tmp_path):
+    class Nameless:
+        pass
+
+    methods = (Method("nameless", lambda data, *_: Fitted(Nameless(), data.data)),)
+    with pytest.raises(ConfigError, match="Nameless does not tell its settings"):
+        run_study(study_of(data, methods=methods), tmp_path / "study")
+
+
+def test_a_trial_without_validation_positives_fails(data, tmp_path):
+    with np.load(data.validation) as arrays:
+        nothing = np.zeros_like(arrays["labels"])
+        np.savez(data.validation, features=arrays["features"], labels=nothing)
+    lines: list[str] = []
+    run_study(study_of(data), tmp_path / "study", only=["*/*/noisy"], report=lines.append)
+    assert "no label has a positive among the validation rows" in lines[0]
+    assert "every trial failed" in lines[-1]
+
+
 def test_a_failed_trial_is_not_chosen(data, tmp_path):
     methods = (Method("noisy", noisy, ({"lean": np.inf}, {"lean": 1.0})),)
     folder = tmp_path / "study"
@@ -355,9 +394,11 @@ def test_names_are_unique(data, twice):
 
 _FILE = """
     '''A tiny study.'''
+    import dataclasses
     from jaxmlcl.config import *
     from jaxmlcl.studies import *
 
+    @dataclasses.dataclass(frozen=True)
     class Half:
         def fit(self, inputs, labels):
             return self
