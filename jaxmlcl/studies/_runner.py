@@ -295,9 +295,10 @@ def _headline(result: dict[str, Any]) -> str:
 def _description(made: Networks | Fitted) -> str:
     if isinstance(made, Fitted):
         if type(made.baseline).__repr__ is object.__repr__:
+            kind = type(made.baseline).__name__
             raise ConfigError(
-                f"study: baseline {type(made.baseline).__name__} does not tell its settings, so its "
-                "results could not be recognised; make it a dataclass"
+                f"study: baseline {kind} does not tell its settings, so its results could not be "
+                "recognised; make it a dataclass"
             )
         return f"{made.baseline!r} on {made.data!r}"
     return to_json(dataclasses.replace(made.experiment, workdir=None))
