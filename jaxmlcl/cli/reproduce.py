@@ -85,6 +85,12 @@ def run(words: list[str]) -> None:
         for cell in studies.cells(study, folder, options.only):
             print(f"{cell.name}: {len(cell.method.trials)} trials, {len(cell.seeds)} seeds")
         return
+    # A part of a study must not put "not run" over a whole one's figures.
+    output = options.output or (
+        folder / "results.md" if options.only else Path("docs") / "results.md"
+    )
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; -o wants the name of a file")
     if not options.tables:
         if options.jobs > 1:
             words = ["--keep"] if options.keep else []
@@ -92,10 +98,10 @@ def run(words: list[str]) -> None:
         else:
             studies.run_study(study, folder, only=options.only, keep=options.keep, report=_tell)
     if not options.no_tables:
-        # A part of a study must not put "not run" over a whole one's figures.
-        output = options.output or (
-            folder / "results.md" if options.only else Path("docs") / "results.md"
-        )
+        if not any(cell.results() for cell in studies.cells(study, folder, options.only)):
+            raise UserError(
+                f"reproduce: nothing is finished in {folder}, so {output} is left as it is"
+            )
         for file in studies.write_tables(study, name, folder, output, options.only):
             print(f"written: {file}")
 

@@ -58,9 +58,9 @@ def against_best_baseline(cells: Iterable[Cell]) -> tuple[str, list[Difference]]
 
 
 def _finished(cell: Cell) -> bool:
-    """Whether every seed has figures; one that failed has none."""
-    results = [result for result in cell.results() if "failed" not in result]
-    return len(results) == len(cell.scores()) == len(cell.seeds)
+    """Whether every seed has an mAP; one that failed, or met no positives, has none."""
+    found = [result.get("threshold_free", {}).get("map") for result in cell.results()]
+    return len(found) == len(cell.scores()) == len(cell.seeds) and None not in found
 
 
 def _validation_map(cell: Cell) -> float:

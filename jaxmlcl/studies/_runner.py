@@ -9,27 +9,38 @@ they are scored, unless they are asked for.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import io
 import json
 import math
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmlcl.config import from_json, to_json
-from jaxmlcl.errors import ConfigError, DataError, NonFiniteError, UserError
+from jaxmlcl.errors import ConfigError, DataError, NonFiniteError, Preempted, UserError
 from jaxmlcl.evaluation import evaluate_scores, multilabel_metrics
 from jaxmlcl.io import write_atomic
-from jaxmlcl.studies._study import Choice, DataSet, Fitted, Method, Networks, Study, Table
+from jaxmlcl.studies._study import (
+    Choice,
+    DataSet,
+    Fitted,
+    Method,
+    Networks,
+    Study,
+    Table,
+    slug,
+)
 from jaxmlcl.training import trainer
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data
@@ -101,18 +112,30 @@ class Cell:
         return found
 
 
-def cells(study: Study, folder: Path, only: Sequence[str] = ()) -> Iterator[Cell]:
+def cells(study: Study, folder: Path, only: Sequence[str] = ()) -> list[Cell]:
     """The cells of a study, or those whose TABLE/SET/METHOD begins with one of `only`.
 
     A `*` in a pattern stands for any table, set or method.
+
+    Raises:
+      UserError: nothing is called like one of `only`.
     """
-    for table in study.tables:
-        for data in table.sets:
-            for method in table.methods:
-                place = folder / table.name / data.name / slug(method.name)
-                cell = Cell(table, data, method, place)
-                if not only or any(_matches(cell.name, pattern) for pattern in only):
-                    yield cell
+    found = [
+        Cell(table, data, method, folder / table.name / data.name / slug(method.name))
+        for table in study.tables
+        for data in table.sets
+        for method in table.methods
+    ]
+    for pattern in only:
+        if not any(_matches(cell.name, pattern) for cell in found):
+            names = [cell.name.split("/") for cell in found]
+            known = dict.fromkeys("/".join(parts[:n]) for n in (1, 2, 3) for parts in names)
+            near = difflib.get_close_matches(pattern, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; --plan lists the names"
+            raise UserError(f"reproduce: nothing is called {pattern} in this study{hint}")
+    if not only:
+        return found
+    return [cell for cell in found if any(_matches(cell.name, pattern) for pattern in only)]
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -120,16 +143,6 @@ def _matches(name: str, pattern: str) -> bool:
     return len(wanted) <= len(parts) and all(
         one in ("*", part) for one, part in zip(wanted, parts, strict=False)
     )
-
-
-def slug(name: str) -> str:
-    """A method's name as a file name.
-
-    Example:
-      >>> slug("BCE + mask")
-      'bce-mask'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def run_study(
@@ -152,9 +165,7 @@ def run_study(
     Raises:
       UserError: nothing matches `only`, or something that concerns every cell, such as the disk.
     """
-    chosen = list(cells(study, folder, only))
-    if not chosen:
-        raise UserError(f"reproduce: nothing is called {' or '.join(only)} in this study")
+    chosen = cells(study, folder, only)
     missing: set[str] = set()
     # Files may have changed since an earlier call of this process.
     _checksums.cache_clear()
@@ -184,13 +195,22 @@ def run_in_processes(
       only: as in `run_study`.
 
     Raises:
-      UserError: a process failed; its own message is on stderr.
+      UserError: nothing matches `only`, or a process failed; its own message is on stderr.
+      Preempted: SIGTERM came; the processes have saved what they could.
     """
     waiting = [cell.name for cell in cells(study, folder, only)]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = [cores[i::jobs] for i in range(jobs)]
     running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
     failed: list[str] = []
+
+    def stop(number: int, _: Any) -> None:
+        name = signal.Signals(number).name
+        raise Preempted(f"stopped by signal {name}; the same command goes on")
+
+    # Without this the processes would go on alone. Only the main thread may ask for signals.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         while waiting or running:
             for place in range(jobs):
@@ -216,6 +236,8 @@ def run_in_processes(
             process.terminate()
         for _, process in running.values():
             process.wait()
+        if main:
+            signal.signal(signal.SIGTERM, before)
     if failed:
         raise UserError(f"reproduce: {', '.join(failed)} failed; see above")
 
@@ -286,9 +308,14 @@ def _headline(result: dict[str, Any]) -> str:
         return str(result["failed"])
     paper = result["protocols"]["paper"]
     free = result["threshold_free"]
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
     return (
-        f"test mAP {free['map']:.4f}, P@1 {free['precision_at_1']:.4f}, paper protocol "
-        f"mi-F1 {paper['micro_f1']:.4f}, ma-F1 {paper['macro_f1']:.4f}, {result['seconds']:.1f} s"
+        f"test mAP {shown(free['map'])}, P@1 {shown(free['precision_at_1'])}, paper protocol "
+        f"mi-F1 {shown(paper['micro_f1'])}, ma-F1 {shown(paper['macro_f1'])}, "
+        f"{result['seconds']:.1f} s"
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxmlcl.errors import ConfigError
@@ -98,13 +99,9 @@ class Table:
     """Protocols whose measures are printed."""
 
     def __post_init__(self) -> None:
-        for kind, names in (
-            ("data set", [one.name for one in self.sets]),
-            ("method", [one.name for one in self.methods]),
-        ):
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
-                raise ConfigError(f'study: table {self.name} names {kind} "{min(twice)}" twice')
+        where = f"study: table {self.name}"
+        _check_names(where, "data set", [one.name for one in self.sets])
+        _check_names(where, "method", [one.name for one in self.methods], key=slug)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"study: table {self.name} needs seeds, each of them once")
 
@@ -117,3 +114,31 @@ class Study:
     text: str
     """What was asked, before the tables."""
     tables: tuple[Table, ...]
+
+    def __post_init__(self) -> None:
+        _check_names("study", "table", [table.name for table in self.tables])
+
+
+def slug(name: str) -> str:
+    """A method's name as a file name.
+
+    Example:
+      >>> slug("BCE + mask")
+      'bce-mask'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _check_names(
+    where: str, kind: str, names: Iterable[str], key: Callable[[str], str] = str
+) -> None:
+    # Names are folders, and parts of TABLE/SET/METHOD.
+    seen: dict[str, str] = {}
+    for name in names:
+        if not key(name) or name in (".", "..") or set(name) & set("/*"):
+            raise ConfigError(f'{where}: "{name}" cannot be the name of a {kind}')
+        if key(name) in seen:
+            other = seen[key(name)]
+            told = f'"{name}" twice' if name == other else f'"{other}" and "{name}", too much alike'
+            raise ConfigError(f"{where} names {kind} {told}")
+        seen[key(name)] = name

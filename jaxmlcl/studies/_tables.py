@@ -83,7 +83,7 @@ def write_tables(
 
 def _part(study: Study, folder: Path, only: Sequence[str]) -> Study:
     """The tables, sets and methods that have a chosen cell."""
-    chosen = list(cells(study, folder, only))
+    chosen = cells(study, folder, only)
     tables = []
     for table in study.tables:
         here = [cell for cell in chosen if cell.table is table]
@@ -117,7 +117,8 @@ def _rows_of(cell: Cell) -> Iterator[Row]:
     results = [result for result in cell.results() if "failed" not in result]
     trials = cell.trials()
     if not results:
-        yield Row(cell.method.name, {}, note="not run")
+        failed = len(trials) == len(cell.method.trials) and all("failed" in one for one in trials)
+        yield Row(cell.method.name, {}, note="every trial failed" if failed else "not run")
         return
     seeds = tuple(result["seed"] for result in results)
     yield Row(

@@ -380,9 +380,18 @@ def test_patterns_choose_cells(data, tmp_path):
     study = study_of(data)
     names = [cell.name for cell in cells(study, tmp_path, ["*/*/noisy"])]
     assert names == ["one/tiny/noisy"]
-    assert len(list(cells(study, tmp_path, ["one"]))) == 3
+    assert len(cells(study, tmp_path, ["one"])) == 3
     with pytest.raises(UserError, match="nothing is called one/huge"):
         run_study(study, tmp_path, only=["one/huge"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("NOISY!", "too much alike"), ("a/b", "cannot be"), ("+", "cannot be")]
+)
+def test_names_are_folders(data, name, said):
+    methods = (Method("noisy", noisy), Method(name, noisy))
+    with pytest.raises(ConfigError, match=said):
+        study_of(data, methods=methods)
 
 
 @pytest.mark.parametrize("twice", ["sets", "methods"])
@@ -439,6 +448,15 @@ def test_command(workplace, capsys, jobs):
     assert part.count("| 1 | 1 |") == 1
 
 
+def test_tables_are_not_replaced_by_nothing(workplace, capsys):
+    published = workplace / "docs" / "results.md"
+    published.parent.mkdir()
+    published.write_text("figures")
+    assert main(["reproduce", "my-tiny", "--tables"]) == 2
+    assert "nothing is finished" in capsys.readouterr().err
+    assert published.read_text() == "figures"
+
+
 def test_command_lists_and_plans(workplace, capsys):
     assert main(["reproduce", "--list"]) == 0
     assert "my-tiny" in (text := capsys.readouterr().out)
@@ -453,6 +471,10 @@ def test_command_lists_and_plans(workplace, capsys):
         (["reproduce"], "NAME comes first"),
         (["reproduce", "my-tin"], "did you mean my-tiny?"),
         (["reproduce", "my-tiny", "--only", "two"], "nothing is called two"),
+        (["reproduce", "my-tiny", "--only", "one", "--only", "one/tyny"], "mean one/tiny?"),
+        (["reproduce", "my-tiny", "--only", "two", "--jobs", "2"], "nothing is called two"),
+        (["reproduce", "my-tiny", "--only", "two", "--plan"], "nothing is called two"),
+        (["reproduce", "my-tiny", "-o", "configs"], "is a folder"),
         (["reproduce", "my-tiny", "--jobs", "0"], "at least 1"),
         (["reproduce", "absent.py"], "no such configuration"),
     ],
