@@ -15,6 +15,7 @@ from jaxmlcl.evaluation import evaluate_scores
 from jaxmlcl.io import write_atomic
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.scoring import Split, choose_stages, score_splits
+from jaxmlcl.training.splits import check_apart, open_split, share_origin
 from jaxmlcl.training.thresholds import remember_thresholds
 
 # Results by stage, and what is said of the data that they have in common.
@@ -124,6 +125,9 @@ def _evaluate_together(
     if validation and validation.metadata.fingerprint == scored.metadata.fingerprint:
         validation = None
     chosen_on = scored if split == "validation" else validation
+    if chosen_on is not None and _trained_on(data):
+        report("data.validation: its rows are training rows, so no thresholds are chosen on them")
+        chosen_on = validation = None
     if chosen_on is not None:
         remember_thresholds(workdir, chosen_on)
     names = scored.metadata.label_names
@@ -132,7 +136,7 @@ def _evaluate_together(
         arrays = {"ids": scored.ids, "scores": found.scores, "labels": scored.labels}
         if scored.label_mask is not None:
             arrays["label_mask"] = scored.label_mask
-        _write_arrays(
+        write_arrays(
             workdir / "evaluation" / f"{name}-{split}.npz",
             {**arrays, "label_names": np.array(names, dtype=np.str_)},
         )
@@ -150,7 +154,7 @@ def _evaluate_together(
                     "step": found.step,
                     "seed": experiment.seed,
                     "checkpoint": found.checkpoint,
-                    "gflop": _gflop(experiment, workdir, name),
+                    "gflop": counted_gflop(experiment, workdir, name),
                 },
             )
         except ValueError as error:
@@ -165,7 +169,24 @@ def _evaluate_together(
     return results, described
 
 
-def _gflop(experiment: Experiment, workdir: Path, stage: str) -> float | None:
+def _trained_on(data: Data) -> bool:
+    """Whether rows of the validation split are rows of the training split."""
+    if not share_origin(data, "validation", "train"):
+        return False
+    try:
+        check_apart(
+            data,
+            "validation",
+            "train",
+            open_split(data, "validation"),
+            open_split(data, "train"),
+        )
+    except DataError:
+        return True
+    return False
+
+
+def counted_gflop(experiment: Experiment, workdir: Path, stage: str) -> float | None:
     """Counted GFLOP of a stage and of those it starts from; None if they are not known."""
     try:
         summary = json.loads((workdir / "stages.json").read_text(encoding="utf-8"))
@@ -179,7 +200,8 @@ def _gflop(experiment: Experiment, workdir: Path, stage: str) -> float | None:
     return total
 
 
-def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Write named arrays as NPZ, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())

@@ -21,7 +21,7 @@ import numpy as np
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import CheckpointError, ConfigError, DataError
 from jaxmlcl.evaluation import ProbeScores, evaluate_scores, knn_scores, ridge_scores
-from jaxmlcl.training.evaluate import Results, _gflop, _write_arrays, by_data
+from jaxmlcl.training.evaluate import Results, counted_gflop, write_arrays, by_data
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.program import (
     device_constants,
@@ -131,7 +131,7 @@ def _probe_together(
             choice["validation_mask"] = validation.label_mask
         found = probe.scores(reference, train.labels, asked, label_mask=train.label_mask, **choice)
         known = {} if scored.label_mask is None else {"label_mask": scored.label_mask}
-        _write_arrays(
+        write_arrays(
             workdir / "evaluation" / probe.kind / f"{name}-{split}.npz",
             {
                 "ids": scored.ids,
@@ -155,7 +155,7 @@ def _probe_together(
                     "step": network.checkpoint.step,
                     "seed": experiment.seed,
                     "checkpoint": network.checkpoint.path.name,
-                    "gflop": _gflop(experiment, workdir, name),
+                    "gflop": counted_gflop(experiment, workdir, name),
                     "probe": _describe(probe, found, validation is not None),
                 },
             )

@@ -275,7 +275,13 @@ def test_nothing_is_selected_on_training_rows(
     stages["bce"] = dataclasses.replace(stages["bce"], duration=steps(1))
     shown = dataclasses.replace(other, stages=stages, workdir=str(tmp_path / "shown"))
     if not part:
-        train(shown, to_json(shown), devices=jax.devices()[:1])
+        workdir = train(shown, to_json(shown), devices=jax.devices()[:1])
+        # But no threshold is chosen by it.
+        said: list[str] = []
+        document = evaluate_run(shown, workdir, "test", report=said.append)
+        assert "best_on_val" not in document["protocols"]
+        assert not (workdir / "thresholds.json").exists()
+        assert any("its rows are training rows" in line for line in said)
 
 
 def test_parts_of_one_file_are_apart(finished: Finished) -> None:
