@@ -79,7 +79,7 @@ def run(words: list[str]) -> None:
         os.environ["JAXMLCL_DATA"] = os.path.abspath(options.root)
     path = studies.find_study(options.name)
     study = studies.load_study(path)
-    name = path.stem.replace("_", "-")
+    name = studies.study_name(str(path))
     folder = options.folder or Path("runs") / "reproduce" / name
     if options.plan:
         for cell in studies.cells(study, folder, options.only):
@@ -102,7 +102,7 @@ def run(words: list[str]) -> None:
             raise UserError(
                 f"reproduce: nothing is finished in {folder}, so {output} is left as it is"
             )
-        for file in studies.write_tables(study, name, folder, output, options.only):
+        for file in studies.write_tables(study, options.name, folder, output, options.only):
             print(f"written: {file}")
 
 

@@ -24,12 +24,22 @@ def study_folders() -> list[Path]:
     return found
 
 
+def study_name(asked: str) -> str:
+    """The name of a study that is asked for by its name or its file.
+
+    Example:
+      >>> study_name("configs/studies/my_birds.py")
+      'my-birds'
+    """
+    return Path(asked).stem.replace("_", "-") if asked.endswith(".py") else asked
+
+
 def list_studies() -> dict[str, tuple[Path, str]]:
     """Every study's name, with its file and the first line of its text."""
     studies: dict[str, tuple[Path, str]] = {}
     for folder in study_folders():
         for path in sorted(folder.glob("*.py")):
-            name = path.stem.replace("_", "-")
+            name = study_name(str(path))
             if name not in studies:
                 studies[name] = (path, _first_line(path))
     return studies

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlcl.io import write_atomic
+from jaxmlcl.studies._files import study_name
 from jaxmlcl.studies._paired import against_best_baseline
 from jaxmlcl.studies._runner import Cell, cells, told
 from jaxmlcl.studies._study import DataSet, Reference, Study, Table
@@ -55,7 +56,7 @@ def write_tables(
 
     Args:
       study: the study.
-      name: its name; the Markdown file holds one part for every name, and only that is replaced.
+      name: its name, or the path of its file, as it was asked for; the Markdown file holds one part for every name, and only that is replaced.
       folder: where its cells are.
       document: the Markdown file.
       only: TABLE, TABLE/SET or TABLE/SET/METHOD; everything if empty.
@@ -64,11 +65,12 @@ def write_tables(
       The files that were written.
     """
     study = _part(study, folder, only)
+    asked, name = name, study_name(name)
     values = document.parent / document.stem / f"{name}.csv"
     latex = values.with_suffix(".tex")
     values.parent.mkdir(parents=True, exist_ok=True)
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
-    section = begin + _markdown(study, name, folder, (values, latex), document.parent) + end
+    section = begin + _markdown(study, asked, folder, (values, latex), document.parent) + end
     if document.exists():
         text = document.read_text(encoding="utf-8")
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)

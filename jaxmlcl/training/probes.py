@@ -21,7 +21,7 @@ import numpy as np
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import CheckpointError, ConfigError, DataError
 from jaxmlcl.evaluation import ProbeScores, evaluate_scores, knn_scores, ridge_scores
-from jaxmlcl.training.evaluate import Results, counted_gflop, write_arrays, by_data
+from jaxmlcl.training.evaluate import Results, by_data, counted_gflop, write_arrays
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.program import (
     device_constants,
