@@ -56,7 +56,8 @@ def write_tables(
 
     Args:
       study: the study.
-      name: its name, or the path of its file, as it was asked for; the Markdown file holds one part for every name, and only that is replaced.
+      name: its name, or the path of its file, as it was asked for; the Markdown file holds one
+        part for every name, and only that is replaced.
       folder: where its cells are.
       document: the Markdown file.
       only: TABLE, TABLE/SET or TABLE/SET/METHOD; everything if empty.
