@@ -7,7 +7,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,10 @@ def write_tables(
         text = pattern.sub(lambda _: section, text) if begin in text else f"{text}\n{section}"
     else:
         text = f"# Results\n\n{section}"
-    write_atomic(document, text)
-    write_atomic(values, _csv(study, folder))
-    write_atomic(latex, _latex(study, folder))
-    return [document, values, latex]
+    written = {document: text, values: _csv(study, folder), latex: _latex(study, folder)}
+    for path, content in written.items():
+        write_atomic(path, content)
+    return list(written)
 
 
 def _part(study: Study, folder: Path, only: Sequence[str]) -> Study:
@@ -144,12 +144,15 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _values(results: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+def _values(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    # Records of an earlier version may lack a protocol that later ones have.
+    protocols = list(dict.fromkeys(name for result in results for name in result["protocols"]))
     found: dict[str, list[float]] = {}
     for result in results:
         for name in _FREE:
             found.setdefault(name, []).append(_number(result["threshold_free"].get(name)))
-        for protocol, measures in result["protocols"].items():
+        for protocol in protocols:
+            measures = result["protocols"].get(protocol, {})
             for name in _CUT:
                 key = f"{protocol}/{name}"
                 found.setdefault(key, []).append(_number(measures.get(name)))
