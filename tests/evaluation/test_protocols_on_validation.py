@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -184,19 +183,3 @@ def test_evaluate_scores_holds_them_as_json() -> None:
     ]
     without = evaluate_scores(TEST, TEST_LABELS, label_names="abcdef")
     assert list(without["protocols"]) == ["fixed_0.5", "paper"]
-
-
-@pytest.mark.slow
-def test_many_labels_are_fast() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.random((3185, 983)) < 0.02
-    scores = (0.3 * labels + 0.7 * rng.random(labels.shape)).astype(np.float32)
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        protocol_metrics(
-            scores, labels, validation_scores=scores[::-1], validation_labels=labels[::-1]
-        )
-        times.append(time.perf_counter() - started)
-    # 0.8 s on two cores
-    assert min(times) < 8.0
