@@ -11,7 +11,14 @@ Printed are Adam with a rate of 4e-4, the cosine schedule, 150 epochs, batches o
 Where the paper says nothing (temperature, momentum, queue, weight decay, all of fine-tuning) this
 is what the authors' program does; `yeast_released.py` has its much longer pretraining.
 
-Expected: docs/results.md
+Expected under the paper protocol, mean and standard deviation of seeds 0 to 2
+(`jaxmlcl reproduce mulsupcon-vectors --only printed`); the authors' own program gives the first
+row .470/.801/.654/.661/.457 with this recipe:
+
+    stage     mAP          HA           ex-F1        mi-F1        ma-F1        P@1
+    finetune  .468 ± .003  .800 ± .001  .655 ± .002  .662 ± .002  .457 ± .003  .773 ± .004
+    linear    .477 ± .000  .802 ± .001  .659 ± .001  .664 ± .003  .466 ± .008  .775 ± .006
+    none      .468 ± .008  .801 ± .003  .654 ± .004  .661 ± .003  .457 ± .006  .770 ± .004
 """
 
 from jaxmlcl.config import (
