@@ -69,6 +69,11 @@ def run(words: list[str]) -> None:
     for name in options.measure or ():
         if name not in METRICS:
             parser.error(f'argument --measure: unknown measure "{name}"{near(name, METRICS)}')
+    if options.protocol == "top_k":
+        parser.error(
+            "argument --protocol: top_k has no thresholds to compare by; choose one of "
+            + ", ".join(PROTOCOLS)
+        )
     if options.protocol not in (None, *PROTOCOLS):
         parser.error(
             f'argument --protocol: unknown protocol "{options.protocol}"'
