@@ -69,16 +69,24 @@ def write_tables(
     asked, name = name, study_name(name)
     values = document.parent / document.stem / f"{name}.csv"
     latex = values.with_suffix(".tex")
+    checksums = values.with_name(f"{name}-data.csv")
     values.parent.mkdir(parents=True, exist_ok=True)
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
-    section = begin + _markdown(study, asked, folder, (values, latex), document.parent) + end
+    section = (
+        begin + _markdown(study, asked, folder, (values, checksums, latex), document.parent) + end
+    )
     if document.exists():
         text = document.read_text(encoding="utf-8")
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         text = pattern.sub(lambda _: section, text) if begin in text else f"{text}\n{section}"
     else:
         text = f"# Results\n\n{section}"
-    written = {document: text, values: _csv(study, folder), latex: _latex(study, folder)}
+    written = {
+        document: text,
+        values: _csv(study, folder),
+        latex: _latex(study, folder),
+        checksums: _data_csv(study, folder),
+    }
     for path, content in written.items():
         write_atomic(path, content)
     return list(written)
@@ -196,7 +204,8 @@ def _markdown(study: Study, name: str, folder: Path, files: Sequence[Path], base
     parts = [
         f"## {study.title}\n",
         study.text.strip() + "\n",
-        f"Made by `jaxmlcl reproduce {name}`; the same figures by seed: {links}.\n",
+        f"Made by `jaxmlcl reproduce {name}`; the same figures by seed, and the data's checksums: "
+        f"{links}.\n",
     ]
     for table in study.tables:
         parts += [f"### {table.title}\n", table.text.strip() + "\n"]
@@ -309,15 +318,11 @@ def _grid(head: list[str], body: list[list[str]]) -> str:
 def _csv(study: Study, folder: Path) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    splits = ("train", "validation", "test")
     writer.writerow(
         ["table", "set", "method", "trials", "choice", "seed", "protocol", "measure", "value"]
-        + [f"{split}_sha256" for split in splits]
     )
     for table in study.tables:
         for data in table.sets:
-            found = _checksums(table, data, folder)
-            sums = [found.get(split, {}).get("fingerprint", "") for split in splits]
             for line in rows(table, data, folder):
                 if line.source:
                     continue
@@ -335,9 +340,21 @@ def _csv(study: Study, folder: Path) -> str:
                                 protocol,
                                 measure,
                                 "" if math.isnan(value) else f"{value:.6f}",
-                                *sums,
                             ]
                         )
+    return buffer.getvalue()
+
+
+def _data_csv(study: Study, folder: Path) -> str:
+    """Source, rows and SHA-256 of every split."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["table", "set", "split", "source", "rows", "sha256"])
+    for table in study.tables:
+        for data in table.sets:
+            for split, found in _checksums(table, data, folder).items():
+                told_of = [found["source"], found["rows"], found["fingerprint"]]
+                writer.writerow([table.name, data.name, split, *told_of])
     return buffer.getvalue()
 
 
