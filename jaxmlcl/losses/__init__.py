@@ -8,8 +8,8 @@ and sharded. Shapes are written with B anchors, K keys, L labels and D embedding
 """
 
 from ._classification import asymmetric, binary_cross_entropy, focal
-from ._contrastive import class_sums, multi_positive_infonce, normalize
-from ._weighting import WEIGHTINGS, pair_statistics
+from ._contrastive import class_sums, multi_positive_infonce, normalize, pair_statistics
+from ._pairs import WEIGHTINGS
 
 __all__ = [
     "WEIGHTINGS",

@@ -1,31 +1,18 @@
-"""Multi-positive InfoNCE: one loss, and the weightings of its pairs."""
+"""Contrastive losses on embeddings."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ._common import (
-    accumulation_dtype,
-    check_floating,
-    check_number,
-    check_shape,
-    divide,
-    dot,
-)
-from ._weighting import (
-    FACTORISED,
-    Anchors,
-    Keys,
-    allowed_pairs,
-    check_and_blank,
-    fold,
-    positive_pairs,
-)
+from ._common import accumulation_dtype, check_floating, check_shape, divide, dot
+from ._pairs import check_and_mask, known_key_labels, positive_pairs
+from ._problem import own_keys, prepare
+from ._walk import add, chunk_size_for, embeddings_of, fold, take, walk
 
 
 def normalize(x: ArrayLike, *, axis: int = -1, epsilon: float = 1e-12) -> jax.Array:
@@ -88,73 +75,41 @@ def class_sums(
     check_floating("keys", keys)
     check_shape("key_labels", np.shape(key_labels), {"K": keys.shape[0], "L": None})
     dtype = accumulation_dtype(keys)
-    _, of_keys = check_and_blank(
-        jnp.zeros((0, np.shape(key_labels)[1])), key_labels, key_valid=key_valid, dtype=dtype
-    )
-    return _class_sums(_blank(keys.astype(dtype), of_keys.valid), of_keys.labels)
+    nobody = np.zeros((0, np.shape(key_labels)[1]), np.uint8)
+    _, (part,) = check_and_mask(nobody, key_labels, key_valid=key_valid, dtype=dtype)
+    part = part._replace(embeddings=keys)
 
+    def add_up(start: Any, size: int, _: Any) -> tuple[jax.Array, jax.Array]:
+        chunk = take(part, start, size)
+        labels = known_key_labels(chunk, dtype)
+        return dot(labels.T, embeddings_of(chunk, dtype)), labels.sum(0)
 
-def _blank(rows: jax.Array, kept: jax.Array | None) -> jax.Array:
-    return rows if kept is None else jnp.where(kept[:, None], rows, 0)
-
-
-def _class_sums(embeddings: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return dot(labels.T, embeddings), labels.sum(0)
-
-
-class _Walk(NamedTuple):
-    """What the keys seen so far give each anchor, all [B]."""
-
-    maximum: jax.Array  # of the scores; -inf before the first key that is allowed
-    total: jax.Array  # sum of exp(score - maximum)
-    weight: jax.Array  # sum of W
-    weighted: jax.Array  # sum of W * score
-    positives: jax.Array  # number of positives
-
-
-def _finite(maximum: jax.Array) -> jax.Array:
-    return jnp.where(maximum == -jnp.inf, 0, maximum)
-
-
-def _combine(a: _Walk, b: _Walk) -> _Walk:
-    maximum = jnp.maximum(a.maximum, b.maximum)
-    shift = _finite(maximum)
-    total = a.total * jnp.exp(a.maximum - shift) + b.total * jnp.exp(b.maximum - shift)
-    return _Walk(
-        maximum,
-        total,
-        a.weight + b.weight,
-        a.weighted + b.weighted,
-        a.positives + b.positives,
-    )
-
-
-def _log_sum_exp(walk: _Walk) -> jax.Array:
-    """Log of the denominator; 0 for an anchor without keys. NaN stays NaN."""
-    empty = walk.maximum == -jnp.inf
-    return jnp.where(empty, 0, jnp.log(jnp.where(empty, 1, walk.total)) + _finite(walk.maximum))
+    # As many keys at a time as scores with so many labels would be.
+    size = chunk_size_for(np.shape(key_labels)[1], keys.shape[0])
+    return fold(add_up, add, keys.shape[0], size)
 
 
 def multi_positive_infonce(
     anchors: ArrayLike,
-    keys: ArrayLike,
+    keys: ArrayLike | tuple[ArrayLike, ...],
     anchor_labels: ArrayLike,
-    key_labels: ArrayLike,
+    key_labels: ArrayLike | tuple[ArrayLike, ...],
     *,
     weighting: str = "mulsupcon",
     temperature: ArrayLike = 0.1,
-    key_valid: ArrayLike | None = None,
+    key_valid: Any = None,
     anchor_ids: ArrayLike | None = None,
-    key_ids: ArrayLike | None = None,
+    key_ids: Any = None,
     label_mask: ArrayLike | None = None,
-    key_label_mask: ArrayLike | None = None,
-    threshold: float = 0.5,
+    key_label_mask: Any = None,
+    threshold: ArrayLike = 0.5,
     chunk_size: int | None = None,
     class_sums: tuple[ArrayLike, ArrayLike] | None = None,
     empty_matches_empty: bool = True,
     where: ArrayLike | None = None,
     reduce: bool = True,
-) -> jax.Array:
+    statistics: bool = False,
+) -> Any:
     """Multi-label contrastive loss of anchors against keys.
 
     For anchor z_i, keys k_p and scores s_ip = z_i . k_p / temperature:
@@ -242,14 +197,86 @@ def multi_positive_infonce(
     Source: MulSupCon, AAAI 2024, eq. 4-6 (`mulsupcon`, `mulsupcon_mean`, `all`, `any`); `jaccard`
     is MultiSupConLoss of pytorch-metric-learning.
     """
-    anchors, keys = jnp.asarray(anchors), jnp.asarray(keys)
-    check_shape("anchors", anchors.shape, {"B": None, "D": None})
-    check_shape("keys", keys.shape, {"K": None, "D": anchors.shape[1]})
-    check_floating("anchors", anchors)
-    check_floating("keys", keys)
-    check_number("temperature", temperature, minimum=0, strict=True)
-    dtype = accumulation_dtype(anchors, keys)
-    of_anchors, of_keys = check_and_blank(
+    problem = prepare(
+        anchors,
+        keys,
+        anchor_labels,
+        key_labels,
+        weighting=weighting,
+        temperature=temperature,
+        key_valid=key_valid,
+        anchor_ids=anchor_ids,
+        key_ids=key_ids,
+        label_mask=label_mask,
+        key_label_mask=key_label_mask,
+        threshold=threshold,
+        chunk_size=chunk_size,
+        class_sums=class_sums,
+        empty_matches_empty=empty_matches_empty,
+        where=where,
+        statistics=statistics,
+    )
+    problem = problem.weighed(problem.label_counts())
+    found = problem.complete(walk(problem.anchors, problem.segments, problem.rule))
+    values, terms = problem.rows(found)
+    loss = divide(values.sum(), terms.sum()) if reduce else values
+    if not statistics:
+        return loss
+    own = own_keys(problem)
+    return loss, {
+        name: divide((value * weight).sum(), weight.sum())
+        for name, (value, weight) in problem.statistics(found, own).items()
+    }
+
+
+def pair_statistics(
+    anchor_labels: ArrayLike,
+    key_labels: ArrayLike,
+    *,
+    weighting: str = "mulsupcon",
+    key_valid: ArrayLike | None = None,
+    anchor_ids: ArrayLike | None = None,
+    key_ids: ArrayLike | None = None,
+    label_mask: ArrayLike | None = None,
+    key_label_mask: ArrayLike | None = None,
+    threshold: float = 0.5,
+    empty_matches_empty: bool = True,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+) -> dict[str, jax.Array]:
+    """How many positives the anchors of `multi_positive_infonce` have.
+
+    A pair is positive where the anchor and the key share a label (`any`, `mulsupcon`,
+    `mulsupcon_mean`), have the same labels (`all`), or have a Jaccard index of at least
+    `threshold` (`jaccard`). Arguments are those of `multi_positive_infonce`.
+
+    Args:
+        anchor_labels: [B, L].
+        key_labels: [K, L].
+        weighting: one of `all`, `any`, `mulsupcon`, `mulsupcon_mean`, `jaccard`.
+        key_valid: [K], False for keys that are not there.
+        anchor_ids: [B] sample ids; pairs with equal ids are left out, negative ids match nothing.
+        key_ids: [K] sample ids.
+        label_mask: [B, L], False for unknown labels of an anchor.
+        key_label_mask: [K, L], the same for keys.
+        threshold: least Jaccard index of a positive, in [0, 1].
+        empty_matches_empty: whether `all` and `jaccard` pair two empty label sets.
+        where: [B], False for anchors to leave out.
+        chunk_size: keys looked at a time; None for all at once.
+
+    Returns:
+        `positives_per_anchor`: positives of an anchor, mean over the labelled anchors;
+        `valid_anchor_fraction`: share of the anchors that have a positive. Float32 scalars.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it and its shape.
+
+    Example:
+        >>> statistics = pair_statistics([[1, 1], [0, 0]], [[1, 0], [0, 1], [0, 0]])
+        >>> {name: float(value) for name, value in statistics.items()}
+        {'positives_per_anchor': 2.0, 'valid_anchor_fraction': 0.5}
+    """
+    anchors, (keys,) = check_and_mask(
         anchor_labels,
         key_labels,
         weighting=weighting,
@@ -261,100 +288,29 @@ def multi_positive_infonce(
         where=where,
         threshold=threshold,
         chunk_size=chunk_size,
-        dtype=dtype,
+        dtype=jnp.float32,
     )
-    check_shape("anchor_labels", of_anchors.labels.shape, {"B": anchors.shape[0], "L": None})
-    check_shape("key_labels", of_keys.labels.shape, {"K": keys.shape[0], "L": None})
-    z = jnp.where(of_anchors.kept[:, None], anchors.astype(dtype), 0)
-    z = z / jnp.asarray(temperature, dtype)
-    k = _blank(keys.astype(dtype), of_keys.valid)
-    labels = of_anchors.labels
-    given = None if class_sums is None else _checked(class_sums, weighting, labels, z)
 
-    factorised = weighting in FACTORISED and of_anchors.ids is None
-    label_weights = None
-    if weighting in FACTORISED and not factorised:
-        label_weights = _label_weights(of_anchors, of_keys, chunk_size)
-
-    def score(chunk: tuple[jax.Array, Keys]) -> _Walk:
-        embeddings, chunk_keys = chunk
-        scores = dot(z, embeddings.T)
-        allowed = allowed_pairs(of_anchors, chunk_keys)
-        kept = jnp.where(allowed, scores, -jnp.inf)
-        maximum = jax.lax.stop_gradient(kept.max(-1, initial=-jnp.inf))
-        total = jnp.exp(kept - _finite(maximum)[:, None]).sum(-1)
-        if factorised:
-            nothing = jnp.zeros_like(total)
-            return _Walk(maximum, total, nothing, nothing, nothing)
-        weights, positive = positive_pairs(
-            of_anchors,
-            chunk_keys,
-            allowed,
+    def count(start: Any, size: int, _: Any) -> jax.Array:
+        _, positive = positive_pairs(
+            anchors,
+            take(keys, start, size),
             weighting=weighting,
-            threshold=threshold,
             empty_matches_empty=empty_matches_empty,
-            label_weights=label_weights,
+            dtype=jnp.float32,
         )
-        weighted = (weights * scores).sum(-1)
-        return _Walk(maximum, total, weights.sum(-1), weighted, positive.sum(-1, dtype=dtype))
+        return positive.sum(-1, dtype=jnp.float32)
 
-    walk = fold(score, _combine, (k, of_keys), k.shape[0], chunk_size)
-    if factorised:
-        sums, counts = _class_sums(k, of_keys.labels) if given is None else given
-        means = dot(_per_key(labels, counts), sums)
-        # Row sums of W are the labels that some key carries.
-        carried = jnp.where(counts == 0, 0, labels).sum(-1)
-        walk = walk._replace(weight=carried, weighted=(z * means).sum(-1))
-    values = walk.weight * _log_sum_exp(walk) - walk.weighted
-    return _reduced(values, walk.positives, of_anchors, weighting, reduce)
-
-
-def _checked(
-    class_sums: tuple[ArrayLike, ArrayLike], weighting: str, labels: jax.Array, z: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The caller's class sums, refused where they do not fit."""
-    if weighting not in FACTORISED:
-        raise ValueError(
-            f"class_sums is given with weighting {weighting!r}, which does not factorise over "
-            f"labels; expected None, or weighting {' or '.join(FACTORISED)}"
-        )
-    sums, counts = (jnp.asarray(x) for x in class_sums)
-    check_shape("class_sums[0]", sums.shape, {"L": labels.shape[1], "D": z.shape[1]})
-    check_shape("class_sums[1]", counts.shape, {"L": labels.shape[1]})
-    return sums.astype(z.dtype), counts.astype(z.dtype)
-
-
-def _per_key(labels: jax.Array, counts: jax.Array) -> jax.Array:
-    """y_ij / c_j, and 0 for a label that no key carries."""
-    return jnp.where(counts == 0, 0, divide(labels, counts))
-
-
-def _label_weights(anchors: Anchors, keys: Keys, chunk_size: int | None) -> jax.Array:
-    """y_ij / c_ij [B, L], with the counts c_ij that are left when ids exclude pairs."""
-
-    def count(chunk: Keys) -> jax.Array:
-        return dot(allowed_pairs(anchors, chunk).astype(chunk.labels.dtype), chunk.labels)
-
-    counts = fold(count, jnp.add, keys, keys.labels.shape[0], chunk_size)
-    return _per_key(anchors.labels, counts)
-
-
-def _reduced(
-    values: jax.Array, positives: jax.Array, anchors: Anchors, weighting: str, reduce: bool
-) -> jax.Array:
-    """Divide by what the weighting divides by; `values` are sum_p W (lse - s), [B]."""
-    sizes = anchors.labels.sum(-1)
-    if weighting == "mulsupcon_mean":
-        values = divide(values, sizes)
-    elif weighting != "mulsupcon":
-        values = divide(values, positives)
-    values = jnp.where(anchors.kept, values, 0)
-    if not reduce:
-        return values
-    if weighting == "mulsupcon":
-        normaliser = sizes.sum()
-    elif weighting in ("any", "jaccard"):
-        normaliser = (anchors.kept & (positives > 0)).sum(dtype=values.dtype)
-    else:
-        normaliser = anchors.kept.sum(dtype=values.dtype)
-    return divide(values.sum(), normaliser)
+    num_anchors, num_keys = np.shape(anchor_labels)[0], np.shape(key_labels)[0]
+    chunk = chunk_size_for(num_anchors, num_keys, chunk_size)
+    positives = fold(count, jnp.add, num_keys, chunk)
+    kept = jnp.ones(num_anchors, bool) if anchors.kept is None else anchors.kept
+    labelled = kept & (jnp.asarray(anchors.labels) > 0).any(-1)
+    return {
+        "positives_per_anchor": divide(
+            jnp.where(labelled, positives, 0).sum(), labelled.sum(dtype=jnp.float32)
+        ),
+        "valid_anchor_fraction": divide(
+            (kept & (positives > 0)).sum(dtype=jnp.float32), kept.sum(dtype=jnp.float32)
+        ),
+    }

@@ -1,0 +1,281 @@
+"""A contrastive loss as data: what is compared, by which rule, and what the sums over keys mean.
+
+`multi_positive_infonce` goes through these steps on one device, and the collective strategies
+take them apart: `prepare`, `label_counts` and `weighed` (where ids exclude pairs), `walk`,
+`complete`, `rows`. Only the second and the fourth need sums over all keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ._common import accumulation_dtype, check_floating, check_number, check_shape, divide, dot
+from ._pairs import (
+    FACTORISED,
+    Anchors,
+    Keys,
+    allowed_pairs,
+    check_and_mask,
+    is_segmented,
+    known_key_labels,
+)
+from ._walk import Rule, Walk, add, chunk_size_for, fold, take
+
+Statistics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Anchors, keys and the rule that compares them, checked."""
+
+    anchors: Anchors
+    segments: tuple[Keys, ...]
+    rule: Rule
+    temperature: jax.Array
+    class_sums: tuple[jax.Array, jax.Array] | None = None
+    """The caller's sums [L, D] and counts [L]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, D)."""
+        return self.anchors.embeddings.shape
+
+    def label_counts(self) -> jax.Array | None:
+        """c_ij [B, L]: keys with label j that anchor i may be compared with; None without ids."""
+        if self.rule.weighting not in FACTORISED or self.anchors.ids is None:
+            return None
+        dtype = self.rule.dtype
+
+        def count(keys: Keys, start: Any, size: int, _: Any) -> jax.Array:
+            chunk = take(keys, start, size)
+            allowed = jnp.asarray(allowed_pairs(self.anchors, chunk)).astype(dtype)
+            return dot(allowed, known_key_labels(chunk, dtype))
+
+        sizes = [keys.embeddings.shape[0] for keys in self.segments]
+        chunk = chunk_size_for(self.anchors.ids.shape[0], sum(sizes), self.rule.chunk_size)
+        parts = [
+            fold(functools.partial(count, keys), jnp.add, size, chunk)
+            for keys, size in zip(self.segments, sizes, strict=True)
+        ]
+        return functools.reduce(jnp.add, parts)
+
+    def weighed(self, counts: jax.Array | None) -> Problem:
+        """With y_ij / c_ij, where the counts differ from anchor to anchor."""
+        if counts is None:
+            return self
+        weights = _per_key(self.anchors.labels, counts)
+        return dataclasses.replace(self, anchors=self.anchors._replace(label_weights=weights))
+
+    def complete(self, found: Walk) -> Walk:
+        """The walk with the sums over weights, where they follow from the class sums.
+
+        With class means M_j = S_j / c_j: sum_p W_ip s_ip = z_i . sum_j y_ij M_j, and the row sums
+        of W are the labels that some key carries.
+        """
+        if self.rule.pairwise:
+            return found
+        sums, counts = found.sums, found.counts
+        if self.class_sums is not None:
+            sums, counts = self.class_sums
+        labels, z = self.anchors.labels, self.anchors.embeddings
+        means = dot(_per_key(labels, counts), sums)
+        carried = jnp.where(counts == 0, 0, labels).sum(-1)
+        return found._replace(
+            sums=sums, counts=counts, weight=carried, weighted=(z * means).sum(-1)
+        )
+
+    def rows(self, found: Walk) -> tuple[jax.Array, jax.Array]:
+        """loss_i [B], 0 for anchors that are left out, and what each adds to the divisor [B]."""
+        log_sum = jnp.where(found.log_sum == -jnp.inf, 0, found.log_sum)
+        values = found.weight * log_sum - found.weighted
+        weighting, labels = self.rule.weighting, jnp.asarray(self.anchors.labels)
+        sizes = labels.sum(-1)
+        if weighting == "mulsupcon_mean":
+            values = divide(values, sizes)
+        elif weighting != "mulsupcon":
+            values = divide(values, found.positives)
+        if weighting == "mulsupcon":
+            terms = sizes
+        elif weighting in ("any", "jaccard"):
+            terms = (jnp.asarray(found.positives) > 0).astype(values.dtype)
+        else:
+            terms = jnp.ones_like(values)
+        kept = self.anchors.kept
+        if kept is not None:
+            values, terms = jnp.where(kept, values, 0), jnp.where(kept, terms, 0)
+        return values, terms
+
+    def statistics(self, found: Walk, own: jax.Array | None = None) -> Statistics:
+        """What the walk tells beside the loss: name -> (value [B], its weight in the mean [B]).
+
+        Args:
+            found: a complete walk with `seen`.
+            own: [B, D] each anchor's own key, where there is one.
+        """
+        seen, anchors = found.seen, self.anchors
+        if seen is None:
+            raise ValueError("the walk was not asked for statistics")
+        found, anchors, t = jax.lax.stop_gradient((found, anchors, self.temperature))
+        z, labels = anchors.embeddings, jnp.asarray(anchors.labels)
+        kept = jnp.ones(z.shape[0], bool) if anchors.kept is None else anchors.kept
+        labelled = kept & (labels > 0).any(-1)
+        if self.rule.pairwise:
+            count = jnp.asarray(found.positives)
+            alike, positives, scores = seen.alike, count, seen.scores
+            others = seen.allowed - count
+            positive = (divide(alike, count), kept & (count > 0))
+            negative = (divide(scores - alike, others), kept & (others > 0))
+        else:
+            # Each pair of an anchor and one of its labels has positives of its own, as in the
+            # loss: a row's are the c_j keys that carry the label.
+            of_label, carried = dot(z, jnp.asarray(found.sums).T), jnp.asarray(found.counts)
+            scores = dot(z, seen.keys) if seen.scores is None else seen.scores
+            others = seen.allowed[:, None] - carried
+            rows = jnp.where(carried > 0, labels, 0)
+            against = jnp.where(others > 0, labels, 0)
+            positives = dot(labels, carried)
+            positive = (
+                divide((rows * divide(of_label, carried)).sum(-1), rows.sum(-1)),
+                jnp.where(kept, rows.sum(-1), 0),
+            )
+            apart = (against * divide(scores[:, None] - of_label, others)).sum(-1)
+            negative = (
+                divide(apart, against.sum(-1)),
+                jnp.where(kept, against.sum(-1), 0),
+            )
+        alone = found.log_sum == -jnp.inf
+        log_sum = jnp.where(alone, 0, found.log_sum)
+        compared = kept & ~alone
+        number = jnp.maximum(jnp.broadcast_to(seen.allowed, log_sum.shape), 1)
+        measured = {
+            "positives_per_anchor": (positives, labelled),
+            "valid_anchor_fraction": (positives > 0, kept),
+            "positive_similarity": (positive[0] * t, positive[1]),
+            "negative_similarity": (negative[0] * t, negative[1]),
+            "effective_negatives": (jnp.exp(log_sum - seen.mean_score), compared),
+            "uniformity": (log_sum - jnp.log(number) - 1 / t, compared),
+        }
+        if own is not None:
+            own = jax.lax.stop_gradient(own).astype(z.dtype)
+            score, unscaled = (z * own).sum(-1), z * t
+            distance = (unscaled**2).sum(-1) + (own**2).sum(-1) - 2 * t * score
+            # The same product in another order may differ in its last bits.
+            slack = 1e-5 * jnp.maximum(1, jnp.abs(seen.best))
+            measured["alignment"] = (jnp.maximum(distance, 0), kept)
+            measured["in_batch_top1"] = (score >= seen.best - slack, kept)
+        return {
+            name: (jnp.where(weight > 0, value, 0).astype(z.dtype), weight.astype(z.dtype))
+            for name, (value, weight) in measured.items()
+        }
+
+
+def prepare(
+    anchors: ArrayLike,
+    keys: Any,
+    anchor_labels: ArrayLike,
+    key_labels: Any,
+    *,
+    weighting: str = "mulsupcon",
+    temperature: ArrayLike = 0.1,
+    class_sums: tuple[ArrayLike, ArrayLike] | None = None,
+    chunk_size: int | None = None,
+    empty_matches_empty: bool = True,
+    statistics: bool = False,
+    **masks: Any,
+) -> Problem:
+    """Check the arguments of `multi_positive_infonce` and put them in order.
+
+    Args:
+        anchors: [B, D].
+        keys: [K, D], or a tuple of such arrays.
+        anchor_labels: [B, L].
+        key_labels: [K, L], or a tuple of such arrays.
+        weighting: rule of the weights.
+        temperature: scale of the scores.
+        class_sums: (sums [L, D], counts [L]) of the valid keys.
+        chunk_size: keys at a time.
+        empty_matches_empty: whether two empty label sets are equal.
+        statistics: whether the walk measures more than the loss.
+        **masks: the other arguments of `multi_positive_infonce`.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it and its shape.
+    """
+    anchors = jnp.asarray(anchors)
+    check_shape("anchors", anchors.shape, {"B": None, "D": None})
+    check_floating("anchors", anchors)
+    several = is_segmented(keys)
+    parts = tuple(jnp.asarray(part) for part in (keys if several else (keys,)))
+    for number, part in enumerate(parts):
+        name = f"keys[{number}]" if several else "keys"
+        check_shape(name, part.shape, {"K": None, "D": anchors.shape[1]})
+        check_floating(name, part)
+    check_number("temperature", temperature, minimum=0, strict=True)
+    dtype = accumulation_dtype(anchors, *parts)
+    of_anchors, of_keys = check_and_mask(
+        anchor_labels,
+        key_labels,
+        weighting=weighting,
+        chunk_size=chunk_size,
+        dtype=dtype,
+        num_anchors=anchors.shape[0],
+        num_keys=tuple(part.shape[0] for part in parts),
+        several=several,
+        **masks,
+    )
+    scale = jnp.asarray(temperature, dtype)
+    z = anchors.astype(dtype)
+    if of_anchors.kept is not None:
+        z = jnp.where(of_anchors.kept[:, None], z, 0)
+    pairwise = weighting not in FACTORISED or of_anchors.ids is not None
+    given = None
+    if class_sums is not None:
+        given = _checked(class_sums, weighting, jnp.asarray(of_anchors.labels), z)
+    rule = Rule(
+        weighting,
+        class_sums=not pairwise and given is None,
+        pairwise=pairwise,
+        dtype=jnp.dtype(dtype),
+        chunk_size=chunk_size,
+        empty_matches_empty=empty_matches_empty,
+        statistics=statistics,
+    )
+    segments = tuple(
+        part._replace(embeddings=k) for part, k in zip(of_keys, parts, strict=True)
+    )
+    return Problem(of_anchors._replace(embeddings=z / scale), segments, rule, scale, given)
+
+
+def own_keys(problem: Problem) -> jax.Array | None:
+    """The first segment of keys, where it has one key for each anchor; None where it has not.
+
+    A single array of keys tells nothing about which key is whose.
+    """
+    first = problem.segments[0].embeddings
+    return first if len(problem.segments) > 1 and first.shape == problem.shape else None
+
+
+def _checked(
+    class_sums: tuple[ArrayLike, ArrayLike], weighting: str, labels: jax.Array, z: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The caller's class sums, refused where they do not fit."""
+    if weighting not in FACTORISED:
+        raise ValueError(
+            f"class_sums is given with weighting {weighting!r}, which does not factorise over "
+            f"labels; expected None, or weighting {' or '.join(FACTORISED)}"
+        )
+    sums, counts = (jnp.asarray(x) for x in class_sums)
+    check_shape("class_sums[0]", sums.shape, {"L": labels.shape[1], "D": z.shape[1]})
+    check_shape("class_sums[1]", counts.shape, {"L": labels.shape[1]})
+    return sums.astype(z.dtype), counts.astype(z.dtype)
+
+
+def _per_key(labels: Any, counts: Any) -> jax.Array:
+    """y_ij / c_j, and 0 for a label that no key carries."""
+    return jnp.where(counts == 0, 0, divide(labels, counts))
