@@ -17,38 +17,44 @@ FACTORISED = ("mulsupcon", "mulsupcon_mean")
 LOGICAL = ("all", "jaccard")  # these compare label sets, which degrees in (0, 1) are not
 
 
+# An array, or None where the case at hand has none.
+Maybe = Any
+
+
 class Keys(NamedTuple):
     """Keys as they were given, [K, ...]; `known_key_labels` and the walk blank what is masked."""
 
-    embeddings: jax.Array | None
+    embeddings: Maybe
     """[K, D]"""
-    labels: jax.Array | None
+    labels: Maybe
     """[K, L], of any type"""
-    valid: jax.Array | None = None
+    valid: Maybe = None
     """[K] bool"""
-    ids: jax.Array | None = None
+    ids: Maybe = None
     """[K]"""
-    known: jax.Array | None = None
+    known: Maybe = None
     """[K, L] bool, True where the label is known"""
 
 
 class Anchors(NamedTuple):
     """Anchors with labels and masks, [B, ...]; dropped rows and unknown labels are zeroed."""
 
-    embeddings: jax.Array | None
+    embeddings: Maybe
     """[B, D], divided by the temperature"""
-    labels: jax.Array | None
+    labels: Maybe
     """[B, L]"""
-    kept: jax.Array | None = None
+    kept: Maybe = None
     """[B] bool"""
-    ids: jax.Array | None = None
+    ids: Maybe = None
     """[B]"""
-    known: jax.Array | None = None
+    known: Maybe = None
     """[B, L] bool; given where that of the keys is and the weighting compares sets of labels"""
-    threshold: jax.Array | None = None
+    threshold: Maybe = None
     """Scalar, least Jaccard index"""
-    label_weights: jax.Array | None = None
+    label_weights: Maybe = None
     """[B, L] y_ij / c_ij, which `mulsupcon`'s weights of pairs are made of"""
+    label_counts: Maybe = None
+    """[B, L] or [L] c_ij"""
 
 
 def segmented(value: Any, segments: int | None, argument: str) -> tuple[Any, ...]:
@@ -209,23 +215,21 @@ def positive_pairs(
     """
     labels, of_keys = jnp.asarray(anchors.labels), known_key_labels(keys, dtype)
     allowed = allowed_pairs(anchors, keys)
+    if weighting in FACTORISED and anchors.label_weights is not None:
+        # Masked by what is allowed only: a degree of 0 has a derivative.
+        weights = dot(anchors.label_weights, of_keys.T)
+        weights = weights if allowed is None else jnp.where(allowed, weights, 0)
+        return weights, weights > 0
     shared = dot(labels, of_keys.T)
-    if anchors.known is None:
-        sizes, key_sizes = labels.sum(-1)[:, None], of_keys.sum(-1)[None, :]
-    else:
-        # The sizes of both label sets among the labels known to both; pairs without any are out.
-        mine = anchors.known.astype(dtype)
-        theirs = _known(keys)
-        theirs = jnp.ones((1, 1), bool) if theirs is None else theirs
-        theirs = jnp.broadcast_to(theirs, of_keys.shape).astype(dtype)
-        sizes, key_sizes = dot(labels, theirs.T), dot(mine, of_keys.T)
-        common = dot(mine, theirs.T) > 0
-        allowed = common if allowed is None else allowed & common
+    if weighting in ("all", "jaccard"):
+        sizes, key_sizes, common = _compared_sizes(anchors, keys, labels, of_keys)
+        if common is not None:
+            allowed = common if allowed is None else allowed & common
+    weights = jnp.ones_like(shared)
     if weighting == "all":
         positive = (shared == sizes) & (shared == key_sizes)
         if not empty_matches_empty:
             positive &= shared > 0
-        weights = jnp.ones_like(shared)
     elif weighting == "jaccard":
         union = sizes + key_sizes - shared
         of_two_empty = 1.0 if empty_matches_empty else 0.0
@@ -236,9 +240,18 @@ def positive_pairs(
             positive &= union > 0
     else:
         positive = shared > 0
-        weights = jnp.ones_like(shared)
-        if anchors.label_weights is not None:
-            weights = dot(anchors.label_weights, of_keys.T)
     if allowed is not None:
         positive &= allowed
     return jnp.where(positive, weights, 0), positive
+
+
+def _compared_sizes(
+    anchors: Anchors, keys: Keys, labels: jax.Array, of_keys: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Sizes of both label sets among the labels known to both, and pairs that have any."""
+    if anchors.known is None:
+        return labels.sum(-1)[:, None], of_keys.sum(-1)[None, :], None
+    mine, theirs = anchors.known.astype(labels.dtype), _known(keys)
+    theirs = jnp.ones((1, 1), bool) if theirs is None else theirs
+    theirs = jnp.broadcast_to(theirs, of_keys.shape).astype(labels.dtype)
+    return dot(labels, theirs.T), dot(mine, of_keys.T), dot(mine, theirs.T) > 0

@@ -25,7 +25,7 @@ from ._pairs import (
     is_segmented,
     known_key_labels,
 )
-from ._walk import Rule, Walk, add, chunk_size_for, fold, take
+from ._walk import Rule, Walk, chunk_size_for, fold, is_plain, num_keys, take
 
 Statistics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -39,7 +39,7 @@ class Problem:
     rule: Rule
     temperature: jax.Array
     class_sums: tuple[jax.Array, jax.Array] | None = None
-    """The caller's sums [L, D] and counts [L]."""
+    """The caller's sums [L, D] and counts [L]; None where ids give each anchor its own."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,18 +47,29 @@ class Problem:
         return self.anchors.embeddings.shape
 
     def label_counts(self) -> jax.Array | None:
-        """c_ij [B, L]: keys with label j that anchor i may be compared with; None without ids."""
-        if self.rule.weighting not in FACTORISED or self.anchors.ids is None:
+        """c_j [L], or c_ij [B, L] where ids exclude pairs; None where class sums tell them.
+
+        Counts come before the walk, for weights of pairs. Without ids those are worth their while
+        only for few anchors: a matrix of weights is B x K x L, class sums are K x L x D.
+        """
+        rule, (num_anchors, dim) = self.rule, self.shape
+        if rule.weighting not in FACTORISED or self.class_sums is not None:
             return None
-        dtype = self.rule.dtype
+        with_ids = self.anchors.ids is not None
+        if not with_ids and not (
+            num_anchors < dim and is_plain(num_anchors, self.segments, rule.chunk_size)
+        ):
+            return None
 
         def count(keys: Keys, start: Any, size: int, _: Any) -> jax.Array:
             chunk = take(keys, start, size)
-            allowed = jnp.asarray(allowed_pairs(self.anchors, chunk)).astype(dtype)
-            return dot(allowed, known_key_labels(chunk, dtype))
+            labels = known_key_labels(chunk, rule.dtype)
+            if not with_ids:
+                return labels.sum(0)
+            return dot(jnp.asarray(allowed_pairs(self.anchors, chunk)).astype(rule.dtype), labels)
 
-        sizes = [keys.embeddings.shape[0] for keys in self.segments]
-        chunk = chunk_size_for(self.anchors.ids.shape[0], sum(sizes), self.rule.chunk_size)
+        sizes = [num_keys(keys) for keys in self.segments]
+        chunk = chunk_size_for(num_anchors, sum(sizes), rule.chunk_size)
         parts = [
             fold(functools.partial(count, keys), jnp.add, size, chunk)
             for keys, size in zip(self.segments, sizes, strict=True)
@@ -66,11 +77,13 @@ class Problem:
         return functools.reduce(jnp.add, parts)
 
     def weighed(self, counts: jax.Array | None) -> Problem:
-        """With y_ij / c_ij, where the counts differ from anchor to anchor."""
+        """With weights of pairs made of y_ij / c_ij; unchanged without counts."""
         if counts is None:
             return self
         weights = _per_key(self.anchors.labels, counts)
-        return dataclasses.replace(self, anchors=self.anchors._replace(label_weights=weights))
+        anchors = self.anchors._replace(label_weights=weights, label_counts=counts)
+        rule = self.rule._replace(pairwise=True, class_sums=False)
+        return dataclasses.replace(self, anchors=anchors, rule=rule)
 
     def complete(self, found: Walk) -> Walk:
         """The walk with the sums over weights, where they follow from the class sums.
@@ -125,30 +138,26 @@ class Problem:
         z, labels = anchors.embeddings, jnp.asarray(anchors.labels)
         kept = jnp.ones(z.shape[0], bool) if anchors.kept is None else anchors.kept
         labelled = kept & (labels > 0).any(-1)
-        if self.rule.pairwise:
-            count = jnp.asarray(found.positives)
-            alike, positives, scores = seen.alike, count, seen.scores
-            others = seen.allowed - count
-            positive = (divide(alike, count), kept & (count > 0))
-            negative = (divide(scores - alike, others), kept & (others > 0))
-        else:
+        scores = dot(z, seen.keys) if seen.scores is None else seen.scores
+        if self.rule.weighting in FACTORISED:
             # Each pair of an anchor and one of its labels has positives of its own, as in the
-            # loss: a row's are the c_j keys that carry the label.
-            of_label, carried = dot(z, jnp.asarray(found.sums).T), jnp.asarray(found.counts)
-            scores = dot(z, seen.keys) if seen.scores is None else seen.scores
+            # loss: the c_j keys that carry the label. The others are its negatives.
+            carried = found.counts if anchors.label_counts is None else anchors.label_counts
+            of_label = dot(z, found.sums.T) if seen.of_label is None else seen.of_label
             others = seen.allowed[:, None] - carried
-            rows = jnp.where(carried > 0, labels, 0)
             against = jnp.where(others > 0, labels, 0)
-            positives = dot(labels, carried)
-            positive = (
-                divide((rows * divide(of_label, carried)).sum(-1), rows.sum(-1)),
-                jnp.where(kept, rows.sum(-1), 0),
-            )
             apart = (against * divide(scores[:, None] - of_label, others)).sum(-1)
-            negative = (
-                divide(apart, against.sum(-1)),
-                jnp.where(kept, against.sum(-1), 0),
-            )
+            positives = (labels * carried).sum(-1)
+            positive = (divide(found.weighted, found.weight), found.weight)
+            negative = (divide(apart, against.sum(-1)), against.sum(-1))
+        else:
+            positives = found.positives
+            others = seen.allowed - positives
+            positive = (divide(seen.alike, positives), positives > 0)
+            negative = (divide(scores - seen.alike, others), others > 0)
+        positive, negative = (
+            (value, jnp.where(kept, weight, 0)) for value, weight in (positive, negative)
+        )
         alone = found.log_sum == -jnp.inf
         log_sum = jnp.where(alone, 0, found.log_sum)
         compared = kept & ~alone
@@ -233,10 +242,11 @@ def prepare(
     z = anchors.astype(dtype)
     if of_anchors.kept is not None:
         z = jnp.where(of_anchors.kept[:, None], z, 0)
-    pairwise = weighting not in FACTORISED or of_anchors.ids is not None
+    pairwise = weighting not in FACTORISED
     given = None
     if class_sums is not None:
-        given = _checked(class_sums, weighting, jnp.asarray(of_anchors.labels), z)
+        checked = _checked(class_sums, weighting, jnp.asarray(of_anchors.labels), z)
+        given = checked if of_anchors.ids is None else None
     rule = Rule(
         weighting,
         class_sums=not pairwise and given is None,
@@ -246,9 +256,7 @@ def prepare(
         empty_matches_empty=empty_matches_empty,
         statistics=statistics,
     )
-    segments = tuple(
-        part._replace(embeddings=k) for part, k in zip(of_keys, parts, strict=True)
-    )
+    segments = tuple(part._replace(embeddings=k) for part, k in zip(of_keys, parts, strict=True))
     return Problem(of_anchors._replace(embeddings=z / scale), segments, rule, scale, given)
 
 

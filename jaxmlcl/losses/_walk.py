@@ -33,7 +33,15 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ._common import divide, dot
-from ._pairs import Anchors, Keys, allowed_pairs, known_key_labels, positive_pairs
+from ._pairs import (
+    FACTORISED,
+    Anchors,
+    Keys,
+    Maybe,
+    allowed_pairs,
+    known_key_labels,
+    positive_pairs,
+)
 
 # Scores [B, chunk] that are held at a time where nothing else is asked for. On a CPU they should
 # stay in the cache, and below the second number all pairs at once are as fast; an accelerator
@@ -68,11 +76,13 @@ class Seen(NamedTuple):
     """[B] sum_p P_ip s_ip, the mean score under the softmax."""
     allowed: jax.Array
     """[B] or [1], number of keys in the denominator."""
-    scores: jax.Array | None
+    scores: Maybe
     """[B] sum of the scores of pairs that are allowed; None where `keys` tells it."""
-    alike: jax.Array | None
-    """[B] sum of the scores of positives; pairwise only."""
-    keys: jax.Array | None
+    alike: Maybe
+    """[B] sum of the scores of positives; for weightings that do not factorise."""
+    of_label: Maybe
+    """[B, L] sum of the scores of keys with a label; None where the class sums tell it."""
+    keys: Maybe
     """[D] sum of the valid keys; only where no pair is excluded."""
     best: jax.Array
     """[B] largest score among the first segment of keys."""
@@ -83,15 +93,15 @@ class Walk(NamedTuple):
 
     log_sum: jax.Array
     """[B] log of the denominator; -inf for an anchor without keys."""
-    sums: jax.Array | None = None
+    sums: Maybe = None
     """[L, D] of the keys that carry each label."""
-    counts: jax.Array | None = None
+    counts: Maybe = None
     """[L] keys that carry each label."""
-    weight: jax.Array | None = None
+    weight: Maybe = None
     """[B] sum_p W_ip."""
-    weighted: jax.Array | None = None
+    weighted: Maybe = None
     """[B] sum_p W_ip s_ip."""
-    positives: jax.Array | None = None
+    positives: Maybe = None
     """[B] number of positives."""
     seen: Seen | None = None
 
@@ -129,6 +139,17 @@ def chunk_size_for(num_anchors: int, num_keys: int, chunk_size: int | None = Non
     return min(num_keys, -(-size // _SMALLEST_CHUNK) * _SMALLEST_CHUNK)
 
 
+def is_plain(num_anchors: int, segments: tuple[Keys, ...], chunk_size: int | None) -> bool:
+    """Whether every segment is one chunk, so that plain autodiff is as good or better."""
+    sizes = [num_keys(keys) for keys in segments]
+    return max(sizes) <= chunk_size_for(num_anchors, sum(sizes), chunk_size)
+
+
+def num_keys(keys: Keys) -> int:
+    """K of a segment."""
+    return jnp.asarray(keys.labels if keys.embeddings is None else keys.embeddings).shape[0]
+
+
 def walk(anchors: Anchors, segments: tuple[Keys, ...], rule: Rule) -> Walk:
     """Walk over the keys of all segments.
 
@@ -141,9 +162,8 @@ def walk(anchors: Anchors, segments: tuple[Keys, ...], rule: Rule) -> Walk:
         rule: what is wanted.
     """
     num_anchors = anchors.embeddings.shape[0]
-    num_keys = sum(keys.embeddings.shape[0] for keys in segments)
-    chunk = chunk_size_for(num_anchors, num_keys, rule.chunk_size)
-    if all(keys.embeddings.shape[0] <= chunk for keys in segments):
+    chunk = chunk_size_for(num_anchors, sum(map(num_keys, segments)), rule.chunk_size)
+    if is_plain(num_anchors, segments, rule.chunk_size):
         return _finish(_forward(rule, anchors, segments, chunk), anchors, rule)
     return _streamed(rule._replace(chunk_size=chunk), anchors, segments)
 
@@ -171,22 +191,20 @@ def _streamed_jvp(rule: Rule, primals: Any, tangents: Any) -> tuple[Walk, Walk]:
     d_weights = _moving(d_anchors.label_weights)
     for keys, d_keys in zip(segments, d_segments, strict=True):
         moving = {"keys": _moving(d_keys.embeddings), "labels": _moving(d_keys.labels)}
-        if not rule.class_sums and rule.weighting not in _DEGREES:
+        if not rule.class_sums and rule.weighting not in FACTORISED:
             moving["labels"] = None
         moving = {name: tangent for name, tangent in moving.items() if tangent is not None}
         if moving or d_weights is not None:
             step = functools.partial(_tangent_of_chunk, rule, anchors, d_weights, out, keys)
             more = fold(step, add, keys.embeddings.shape[0], chunk, moving)
             change = {
-                name: change[name] + more[name] if name in change and name in more
+                name: change[name] + more[name]
+                if name in change and name in more
                 else change.get(name, more.get(name))
                 for name in {**change, **more}
             }
     tangent = jax.tree.map(lambda x: SymbolicZero(jax.typeof(x).to_tangent_aval()), out)
     return out, tangent._replace(**change)
-
-
-_DEGREES = ("mulsupcon", "mulsupcon_mean")  # whose weights are differentiable in the labels
 
 
 def _moving(tangent: Any) -> Any:
@@ -332,7 +350,10 @@ def _chunk(
             added["pulled"] = dot(weights, k)
         else:
             added["weighted"] = (weights * scores).sum(-1)
-        if rule.statistics:
+        if rule.statistics and rule.weighting in FACTORISED:
+            there = scores if allowed is None else jnp.where(allowed, scores, 0)
+            added["of_label"] = dot(there, known_key_labels(keys, rule.dtype))
+        elif rule.statistics:
             added["alike"] = jnp.where(positive, scores, 0).sum(-1)
     if rule.statistics:
         there = jnp.ones((1, size), bool) if allowed is None else allowed
@@ -397,6 +418,7 @@ def _finish(part: _Part, anchors: Anchors, rule: Rule) -> Walk:
             added["allowed"],
             added.get("scores"),
             added.get("alike"),
+            added.get("of_label"),
             added.get("keys"),
             best,
         )
@@ -429,7 +451,7 @@ def _tangent_of_chunk(
     scores = dot(anchors.embeddings, k.T)
     change: dict[str, jax.Array] = {}
     if rule.pairwise:
-        weights, positive = positive_pairs(
+        weights, _ = positive_pairs(
             anchors,
             keys,
             weighting=rule.weighting or "",
@@ -463,7 +485,7 @@ def _tangent_of_chunk(
         if d_weights is not None:
             tangents.append(dot(d_weights, known_key_labels(keys, rule.dtype).T))
         for tangent in tangents:
-            moved = jnp.where(positive, tangent, 0)
+            moved = tangent if allowed is None else jnp.where(allowed, tangent, 0)
             for name, more in (("weight", moved), ("weighted", moved * scores)):
                 row = more.sum(-1)
                 change[name] = change[name] + row if name in change else row
