@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ._common import accumulation_dtype, check_floating, check_shape, divide, dot
-from ._pairs import check_and_mask, known_key_labels, positive_pairs
+from ._pairs import Keys, check_and_mask, known_key_labels, positive_pairs
 from ._problem import own_keys, prepare
 from ._walk import add, chunk_size_for, embeddings_of, fold, take, walk
 
@@ -77,16 +77,20 @@ def class_sums(
     dtype = accumulation_dtype(keys)
     nobody = np.zeros((0, np.shape(key_labels)[1]), np.uint8)
     _, (part,) = check_and_mask(nobody, key_labels, key_valid=key_valid, dtype=dtype)
-    part = part._replace(embeddings=keys)
+    return sum_classes(part._replace(embeddings=keys), dtype)
+
+
+def sum_classes(keys: Keys, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Class sums [L, D] and counts [L] of keys that have been checked."""
 
     def add_up(start: Any, size: int, _: Any) -> tuple[jax.Array, jax.Array]:
-        chunk = take(part, start, size)
+        chunk = take(keys, start, size)
         labels = known_key_labels(chunk, dtype)
         return dot(labels.T, embeddings_of(chunk, dtype)), labels.sum(0)
 
-    # As many keys at a time as scores with so many labels would be.
-    size = chunk_size_for(np.shape(key_labels)[1], keys.shape[0])
-    return fold(add_up, add, keys.shape[0], size)
+    # As many keys at a time as if the labels were anchors.
+    rows, num_labels = keys.labels.shape
+    return fold(add_up, add, rows, chunk_size_for(num_labels, rows))
 
 
 def multi_positive_infonce(

@@ -46,19 +46,21 @@ class Problem:
         """(B, D)."""
         return self.anchors.embeddings.shape
 
-    def label_counts(self) -> jax.Array | None:
+    def label_counts(self, few_anchors: bool = True) -> jax.Array | None:
         """c_j [L], or c_ij [B, L] where ids exclude pairs; None where class sums tell them.
 
         Counts come before the walk, for weights of pairs. Without ids those are worth their while
         only for few anchors: a matrix of weights is B x K x L, class sums are K x L x D.
+
+        Args:
+            few_anchors: whether to look for that case.
         """
         rule, (num_anchors, dim) = self.rule, self.shape
         if rule.weighting not in FACTORISED or self.class_sums is not None:
             return None
         with_ids = self.anchors.ids is not None
-        if not with_ids and not (
-            num_anchors < dim and is_plain(num_anchors, self.segments, rule.chunk_size)
-        ):
+        few = few_anchors and num_anchors < dim
+        if not with_ids and not (few and is_plain(num_anchors, self.segments, rule.chunk_size)):
             return None
 
         def count(keys: Keys, start: Any, size: int, _: Any) -> jax.Array:

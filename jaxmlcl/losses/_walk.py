@@ -91,7 +91,7 @@ class Seen(NamedTuple):
 class Walk(NamedTuple):
     """Sums over the keys."""
 
-    log_sum: jax.Array
+    log_sum: Maybe
     """[B] log of the denominator; -inf for an anchor without keys."""
     sums: Maybe = None
     """[L, D] of the keys that carry each label."""
@@ -150,7 +150,9 @@ def num_keys(keys: Keys) -> int:
     return jnp.asarray(keys.labels if keys.embeddings is None else keys.embeddings).shape[0]
 
 
-def walk(anchors: Anchors, segments: tuple[Keys, ...], rule: Rule) -> Walk:
+def walk(
+    anchors: Anchors, segments: tuple[Keys, ...], rule: Rule, *, streamed: bool = False
+) -> Walk:
     """Walk over the keys of all segments.
 
     Where everything is one chunk, plain autodiff is as good in the anchors and better in the
@@ -160,10 +162,11 @@ def walk(anchors: Anchors, segments: tuple[Keys, ...], rule: Rule) -> Walk:
         anchors: anchors and their labels, [B, ...].
         segments: keys and their labels, [K1, ...], [K2, ...], ..., compared as if concatenated.
         rule: what is wanted.
+        streamed: keep nothing of the size of the scores for the derivative, however few they are.
     """
     num_anchors = anchors.embeddings.shape[0]
     chunk = chunk_size_for(num_anchors, sum(map(num_keys, segments)), rule.chunk_size)
-    if is_plain(num_anchors, segments, rule.chunk_size):
+    if not streamed and is_plain(num_anchors, segments, rule.chunk_size):
         return _finish(_forward(rule, anchors, segments, chunk), anchors, rule)
     return _streamed(rule._replace(chunk_size=chunk), anchors, segments)
 
@@ -391,6 +394,23 @@ def _merge(a: _Part, b: _Part) -> _Part:
         add(a.added, b.added),
         a.best,
     )
+
+
+def merge_walks(a: Walk, b: Walk) -> Walk:
+    """The walk over the keys of both; `seen.best` is of the first segment of `a` and of `b`."""
+    maximum = jax.lax.stop_gradient(jnp.maximum(a.log_sum, b.log_sum))
+    shift = _finite(maximum)
+    of_a, of_b = jnp.exp(a.log_sum - shift), jnp.exp(b.log_sum - shift)
+    empty = maximum == -jnp.inf
+    total = jnp.where(empty, 1, of_a + of_b)
+    seen = None
+    if a.seen is not None and b.seen is not None:
+        share = jax.lax.stop_gradient((of_a * a.seen.mean_score + of_b * b.seen.mean_score) / total)
+        seen = add(a.seen, b.seen)._replace(
+            mean_score=share, best=jnp.maximum(a.seen.best, b.seen.best)
+        )
+    rest = add(a._replace(log_sum=None, seen=None), b._replace(log_sum=None, seen=None))
+    return rest._replace(log_sum=jnp.where(empty, -jnp.inf, jnp.log(total) + shift), seen=seen)
 
 
 def add(a: Any, b: Any) -> Any:

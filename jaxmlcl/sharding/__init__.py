@@ -1,5 +1,14 @@
-"""Sharding: the device mesh and the placement of the state."""
+"""Sharding: the device mesh, the placement of the state, and the contrastive loss over a mesh."""
 
+from jaxmlcl.sharding.contrast import STRATEGIES, multi_positive_infonce, strategy_bytes
 from jaxmlcl.sharding.mesh import BATCH, MeshSpec, batch_sharding, replicated
 
-__all__ = ["BATCH", "MeshSpec", "batch_sharding", "replicated"]
+__all__ = [
+    "BATCH",
+    "STRATEGIES",
+    "MeshSpec",
+    "batch_sharding",
+    "multi_positive_infonce",
+    "replicated",
+    "strategy_bytes",
+]
