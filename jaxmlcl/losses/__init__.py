@@ -3,12 +3,19 @@
 They know nothing of networks, configurations or meshes; all can be jitted, differentiated, vmapped
 and sharded. Shapes are written with B anchors, K keys, L labels and D embedding width.
 
-- `normalize`, `multi_positive_infonce`, `class_sums`, `pair_statistics`: contrastive
+- `normalize`, `multi_positive_infonce`, `class_sums`, `log_denominator`, `pair_statistics`:
+  contrastive; `jaxmlcl.losses.parts` has what they are made of
 - `binary_cross_entropy`, `focal`, `asymmetric`: on logits
 """
 
 from ._classification import asymmetric, binary_cross_entropy, focal
-from ._contrastive import class_sums, multi_positive_infonce, normalize, pair_statistics
+from ._contrastive import (
+    class_sums,
+    log_denominator,
+    multi_positive_infonce,
+    normalize,
+    pair_statistics,
+)
 from ._pairs import WEIGHTINGS
 
 __all__ = [
@@ -17,6 +24,7 @@ __all__ = [
     "binary_cross_entropy",
     "class_sums",
     "focal",
+    "log_denominator",
     "multi_positive_infonce",
     "normalize",
     "pair_statistics",

@@ -136,10 +136,15 @@ def multi_positive_infonce(
     `all`            1 if the labels are equal      |P_i|   sum_i / B              0, counts in B
     ================ ============================== ======= ====================== ==============
 
-    The `mulsupcon` weightings never build W unless ids exclude pairs: with class sums M_j =
-    sum_p y_pj k_p / c_j the positive term is z_i . sum_j y_ij M_j. They also take label
-    distributions (values in [0, 1]) for anchors and keys; a label that no key carries adds
-    nothing. `any` counts every label above 0; `all` and `jaccard` need labels that are 0 or 1.
+    The `mulsupcon` weightings need no W: with class sums M_j = sum_p y_pj k_p / c_j the positive
+    term is z_i . sum_j y_ij M_j. They also take label distributions (values in [0, 1]) for anchors
+    and keys; a label that no key carries adds nothing. `any` counts every label above 0; `all` and
+    `jaccard` need labels that are 0 or 1.
+
+    The keys are walked over a chunk at a time, and W, where it is needed, is built chunk by chunk:
+    nothing of size [B, K] or [K, D] is made beside the arguments. The derivative in the anchors
+    comes out of the same walk; the keys that have one are walked over once more. Where all scores
+    fit in a cache they are computed at once. docs/loss.md derives it.
 
     Masks act on value and gradient as if what they leave out were not there: whatever stands in a
     masked place (NaN included) has no effect. NaN anywhere else makes the loss NaN. When nothing
@@ -152,7 +157,10 @@ def multi_positive_infonce(
 
     Args:
         anchors: [B, D] embeddings the loss rows are about.
-        keys: [K, D] embeddings they are compared with.
+        keys: [K, D] embeddings they are compared with; or a tuple of such arrays, compared as if
+            they were concatenated, without a copy: the batch's keys and a queue's, for instance.
+            `key_labels`, `key_valid`, `key_ids` and `key_label_mask` are then tuples too, None
+            for a segment without a mask. Segments may differ in type.
         anchor_labels: [B, L] in [0, 1].
         key_labels: [K, L] in [0, 1].
         weighting: `all`, `any`, `mulsupcon`, `mulsupcon_mean` or `jaccard`.
@@ -170,8 +178,8 @@ def multi_positive_infonce(
             compare each pair on the labels known to both, and a pair without any is no positive.
             None: every label of the keys is known, or has been zeroed by the caller.
         threshold: least Jaccard index of a positive, in [0, 1]; only `jaccard` uses it.
-        chunk_size: keys scored at a time, so that no [B, K] array is kept, in the backward pass
-            neither; None for all at once. The value does not depend on it beyond rounding.
+        chunk_size: keys scored at a time; None: chosen from the shapes. The value does not depend
+            on it beyond rounding.
         class_sums: (sums [L, D], counts [L]) over exactly the valid keys, as `losses.class_sums`
             returns them, for callers that keep them up to date; the positive term then
             differentiates into them instead of into `keys`. For the `mulsupcon` weightings only.
@@ -180,10 +188,24 @@ def multi_positive_infonce(
         empty_matches_empty: whether `all` and `jaccard` take two empty label sets as equal.
         where: [B], False for anchors to leave out.
         reduce: False for the per-anchor values instead of the reduced one.
+        statistics: whether to return what the walk can tell beside the loss.
 
     Returns:
         Scalar; with `reduce=False` loss_i [B], which the column "reduced value" combines (0 for
-        anchors that are left out).
+        anchors that are left out). With `statistics` a pair of that and a dictionary of scalars
+        without gradient, means over anchors that `where` keeps:
+
+        - `positives_per_anchor` (labelled anchors): its positives; for `mulsupcon` a key counts
+          once for every label that is shared, as in the loss.
+        - `valid_anchor_fraction`: share of the anchors that have a positive.
+        - `positive_similarity`, `negative_similarity`: z . k of positives and of the other keys;
+          for `mulsupcon` of the keys with and without a label, over all labels of the anchor.
+        - `effective_negatives`: exp of the entropy of the softmax over keys, the number of keys
+          that the anchor is in effect compared with.
+        - `uniformity`: log mean_p exp((z . k_p - 1) / temperature); for unit vectors the Gaussian
+          potential of Wang & Isola (ICML 2020) with their t = 1 / (2 temperature).
+        - `alignment`, `in_batch_top1`: ||z_i - k_i||^2, and how often k_i is the best key of the
+          first segment; only where keys are a tuple whose first array has a key for each anchor.
 
     Raises:
         ValueError: an argument that does not fit; the message names it and its shape. Labels are
@@ -231,6 +253,58 @@ def multi_positive_infonce(
         name: divide((value * weight).sum(), weight.sum())
         for name, (value, weight) in problem.statistics(found, own).items()
     }
+
+
+def log_denominator(
+    anchors: ArrayLike,
+    keys: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.1,
+    key_valid: ArrayLike | None = None,
+    anchor_ids: ArrayLike | None = None,
+    key_ids: ArrayLike | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Log of each anchor's softmax denominator: log sum_p exp(z_i . k_p / temperature).
+
+    For losses whose positives are known without labels, and which differ in what the denominator
+    leaves out: equal ids leave out an anchor itself, or itself and its positive. The keys are
+    walked over as in `multi_positive_infonce`, with the same derivatives.
+
+    Args:
+        anchors: [B, D].
+        keys: [K, D].
+        temperature: scale of the scores, > 0.
+        key_valid: [K], False for keys that are not there.
+        anchor_ids: [B]; keys of the same id are left out, negative ids match nothing.
+        key_ids: [K]; given together with `anchor_ids`.
+        chunk_size: keys scored at a time; None: chosen from the shapes.
+
+    Returns:
+        [B]; -inf, with zero gradient, for an anchor without keys.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it and its shape.
+
+    Example:
+        >>> z = jax.numpy.eye(3)
+        >>> rows = jax.numpy.arange(3)
+        >>> log_denominator(z, z, temperature=1.0, anchor_ids=rows, key_ids=rows).round(4)
+        Array([0.6931, 0.6931, 0.6931], dtype=float32)
+    """
+    unlabelled = [np.zeros((*np.shape(x)[:1], 0), np.uint8) for x in (anchors, keys)]
+    problem = prepare(
+        anchors,
+        keys,
+        *unlabelled,
+        temperature=temperature,
+        key_valid=key_valid,
+        anchor_ids=anchor_ids,
+        key_ids=key_ids,
+        chunk_size=chunk_size,
+    )
+    rule = problem.rule._replace(weighting=None, class_sums=False)
+    return walk(problem.anchors, problem.segments, rule).log_sum
 
 
 def pair_statistics(
