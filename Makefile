@@ -8,7 +8,7 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 # Compiling keeps one core busy: two processes do in half the time what one does.
 PARALLEL := --numprocesses auto --maxprocesses 4
 
-.PHONY: quickstart test test-slow coverage lint types format wheel gpu bench yeast clean help
+.PHONY: quickstart test test-slow coverage lint types format wheel gpu bench bench-loss yeast clean help
 
 help:
 	@echo "quickstart  train the embedded default and write a report (about 4 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "wheel       build the wheel, and run the fast tests on it"
 	@echo "gpu         every check and benchmark that wants a GPU"
 	@echo "bench       speed on vectors beside PyTorch, where that is installed"
+	@echo "bench-loss  time and memory of the loss beside plain JAX and PyTorch"
 	@echo "yeast       MulSupCon on Yeast (JAXMLCL_DATA names the folder of the data)"
 
 $(BIN)/python:
@@ -82,6 +83,9 @@ gpu:
 # PyTorch is large and only the benchmark wants it: pip install "jaxmlcl[benchmark]" adds the peer.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.vectors --json build/vectors.json
+
+bench-loss: $(INSTALLED)
+	$(BIN)/python -m benchmarks.loss
 
 yeast: $(INSTALLED)
 	$(BIN)/jaxmlcl train configs/mulsupcon/yeast_released.py

@@ -28,6 +28,8 @@ import numpy as np
 
 from jaxmlcl import losses
 from jaxmlcl import queue as momentum_queue
+from jaxmlcl.bench import OURS, LossProblem, has_torch, median
+from jaxmlcl.bench import bench_loss as measure_loss
 from jaxmlcl.data.augment import Intensity, Shift, ZeroMask
 from jaxmlcl.data.pipeline import GlobalOrder, Indices
 from jaxmlcl.data.source import ArraySource
@@ -62,9 +64,10 @@ def main() -> int:
         rows.append(attempt("check", name, check))
         show(rows[-1])
     for name, bench in (
-        ("loss (256, 8192, 80)", lambda: bench_loss(256, 8192, 80)),
-        ("loss (256, 65536, 365)", lambda: bench_loss(256, 65536, 365)),
-        ("loss (4096, 65536, 365)", lambda: bench_loss(4096, 65536, 365)),
+        ("loss (256, 8192, 80)", lambda: bench_loss(256, 8192, 80, 2.9)),
+        ("loss (256, 65536, 365)", lambda: bench_loss(256, 65536, 365, 10)),
+        ("loss (4096, 65536, 365)", lambda: bench_loss(4096, 65536, 365, 10)),
+        ("loss (4096, 1048576, 365)", lambda: bench_loss(4096, 1048576, 365, 10)),
         ("step, Yeast MLP, batch 64", lambda: bench_step("yeast", 64, "float32")),
         ("step, Yeast MLP, batch 256", lambda: bench_step("yeast", 256, "float32")),
         ("step, digits ResNet, batch 256", lambda: bench_step("digits", 256, "float32")),
@@ -252,43 +255,31 @@ def check_steps(kind: str) -> dict[str, Any]:
     return {"first": float(deviation[0]), "largest": float(deviation.max())}
 
 
-def bench_loss(anchors: int, keys: int, labels: int, width: int = 256) -> dict[str, Any]:
-    """Value and gradient in float32: ours, beside plain jnp with a [B, K] weight matrix."""
-    generator = np.random.default_rng(0)
+def bench_loss(anchors: int, keys: int, labels: int, cardinality: float) -> dict[str, Any]:
+    """Value and gradient in float32: ours, and the peers of `benchmarks.loss`.
 
-    def unit(rows: int) -> jax.Array:
-        return losses.normalize(jnp.asarray(generator.normal(size=(rows, width)), jnp.float32))
-
-    def label_rows(rows: int) -> jax.Array:
-        drawn = generator.random((rows, labels)) < 2.9 / labels
-        drawn[np.arange(rows), generator.integers(0, labels, rows)] = True
-        return jnp.asarray(drawn, jnp.float32)
-
-    arrays = (unit(anchors), unit(keys), label_rows(anchors), label_rows(keys))
-
-    def ours(z: jax.Array, k: jax.Array, y: jax.Array, yk: jax.Array) -> jax.Array:
-        return losses.multi_positive_infonce(z, k, y, yk)
-
-    def peer(z: jax.Array, k: jax.Array, y: jax.Array, yk: jax.Array) -> jax.Array:
-        weights = (y / jnp.maximum(yk.sum(0), 1.0)) @ yk.T
-        return -(weights * jax.nn.log_softmax(z @ k.T / 0.1)).sum() / y.sum()
-
-    def seconds(function: Any) -> tuple[float, float]:
-        compiled = jax.jit(jax.value_and_grad(function)).lower(*arrays).compile()
-        value, _ = jax.block_until_ready(compiled(*arrays))
-        return timed(lambda: jax.block_until_ready(compiled(*arrays))), float(value)
-
-    # The same precision for both, or the comparison would be of number formats.
-    with jax.default_matmul_precision("highest"):
-        mine, value = seconds(ours)
-        theirs, expected = seconds(peer)
-    if abs(value / expected - 1.0) > 1e-4:
-        raise ValueError(f"value {value} differs from the peer's {expected}")
-    return {
-        "ms": 1e3 * mine,
-        "plain_jnp_ms": 1e3 * theirs,
-        "times_as_fast": theirs / mine,
-    }
+    PyTorch's forms take part where it is installed, each in a process of its own, with what memory
+    of the device JAX leaves to others.
+    """
+    problem = LossProblem(anchors, keys, labels, cardinality=cardinality)
+    # The device is held here.
+    figures = measure_loss(problem, torch=has_torch(), seconds=10.0, here=True)
+    for name, (value, gradient) in figures.deviations.items():
+        if not max(value, gradient) <= 1e-4:
+            raise ValueError(f"{name} differs by {value:.1e} (value), {gradient:.1e} (gradient)")
+    row: dict[str, Any] = {}
+    for form in figures.forms:
+        ours = form.name == OURS
+        if not form.seconds:
+            counted = f", {form.counted / 1e6:.0f} MB counted" if form.counted else ""
+            row[form.name] = f"not run: {form.note}{counted}"
+            continue
+        row["ms" if ours else f"{form.name}, ms"] = 1e3 * median(form.seconds)
+        if form.temporaries is not None:
+            row["temporaries_mb" if ours else f"{form.name}, MB"] = form.temporaries / 1e6
+        if not ours:
+            row[f"times as fast as {form.name}"] = median(form.ratios)
+    return {**row, "times the floor": median(figures.floor_ratios())}
 
 
 def bench_step(kind: str, batch: int, precision: str) -> dict[str, Any]:
@@ -316,17 +307,6 @@ def bench_step(kind: str, batch: int, precision: str) -> dict[str, Any]:
         "tflop_per_second": program.flops_per_step / seconds / 1e12,
         "compile_seconds": compiling,
     }
-
-
-def timed(function: Callable[[], Any], rounds: int = 7) -> float:
-    """Median seconds of one call."""
-    function()
-    results = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        function()
-        results.append(time.perf_counter() - started)
-    return statistics.median(results)
 
 
 if __name__ == "__main__":

@@ -21,33 +21,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
 import json
-import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.clock import PROCESSOR_TIME
+from benchmarks.machine import BUSY, machine
 from benchmarks.measures import bench_measures
+from jaxmlcl.bench import side
 
 TRAIN, VALIDATION = (f"vectors/yeast/yeast_official_{split}.hdf5" for split in ("train", "val"))
 BATCHES = (64, 256)
 QUEUE = 256
 # What a whole loop must reach, as multiples of the peer's whole loop and of its bare step.
 BARS = {"torch loop": 5.0, "torch step": 1.8}
-# Load of a machine that does something else; no figure counts above it.
-BUSY = 0.5
 Rates = dict[str, dict[int, list[float]]]
 INSTALL = 'PyTorch is not installed, so there is no peer: pip install "jaxmlcl[benchmark]"'
 
@@ -62,15 +57,16 @@ def main() -> int:
         os.environ[PROCESSOR_TIME] = "1"
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         options.workers = 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    here = machine()
+    cores = here["cores"]
     report: dict[str, Any] = {
-        "machine": {"cpu": cpu_name(), "cores": cores, "python": platform.python_version()},
+        "machine": here,
         "clock": "processor time on one core" if options.processor_time else "wall",
         "load_before": os.getloadavg()[0],
         "checks": {},
     }
     load = f"load {report['load_before']:.1f}, clock: {report['clock']}"
-    print(f"{report['machine']['cpu']}, {cores} cores, {load}")
+    print(f"{here['cpu']}, {cores} cores, {load}")
     if report["load_before"] > BUSY and not options.processor_time:
         # Threads that wait for each other lose most, and a DataLoader has more of them than we.
         print("the machine is busy: quote no figure of this run; --processor-time can be used")
@@ -247,53 +243,6 @@ def find_data(root: str | None, folder: Path) -> tuple[str, bool]:
             file["feature"] = generator.normal(size=(rows, 103))
             file["target"] = (generator.random((rows, 14)) < 0.3).astype(np.int64)
     return str(folder), False
-
-
-@contextlib.contextmanager
-def side(module: str, name: str, *arguments: Any) -> Iterator[Callable[..., Any]]:
-    """A process with an instance of module.name; what is called is one of its methods by name."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there, module, name, arguments))
-    process.start()
-    there.close()
-
-    def call(method: str, *values: Any) -> Any:
-        here.send((method, values))
-        ok, result = here.recv()
-        if not ok:
-            raise RuntimeError(f"{module}.{name}.{method} failed:\n{result}")
-        return result
-
-    try:
-        yield call
-    finally:
-        with contextlib.suppress(OSError):
-            here.send(None)
-        process.join()
-
-
-def serve(connection: Connection, module: str, name: str, arguments: tuple[Any, ...]) -> None:
-    """Answer calls until there are no more."""
-    instance: Any = None
-    # The other end closes when the program is stopped.
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while (request := connection.recv()) is not None:
-            method, values = request
-            try:
-                instance = instance or getattr(importlib.import_module(module), name)(*arguments)
-                connection.send((True, getattr(instance, method)(*values)))
-            except Exception:
-                connection.send((False, traceback.format_exc()))
-
-
-def cpu_name() -> str:
-    """The processor's name, as far as the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

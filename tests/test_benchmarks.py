@@ -1,4 +1,4 @@
-"""The benchmark runs, its peer computes the same, and its file holds what its table shows."""
+"""The benchmarks run, their peers compute the same, and their files hold what their tables show."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.loss import AIMED_AT, BEGIN, END, PAGE, aims, figures_of, markdown, with_figures
+from jaxmlcl.bench import (
+    EAGER,
+    FLOOR_TERMS,
+    JAX_FORMS,
+    OURS,
+    TORCH_FORMS,
+    FormFigures,
+    LossFigures,
+    LossProblem,
+)
 from tests.conftest import ROOT
 
 
@@ -33,3 +44,55 @@ def test_vectors(tmp_path: Path) -> None:
         assert set(report["checks"]) == {"loss at batch 64", "loss at batch 256", "parameters"}
         ratio = report["pretraining"]["times_as_fast"]["torch step"]["64"][0]
         assert ratio == rates["jaxmlcl loop"]["64"][0] / rates["torch step"]["64"][0]
+
+
+@pytest.mark.slow
+def test_loss(tmp_path: Path) -> None:
+    file = tmp_path / "loss.json"
+    command = [sys.executable, "-m", "benchmarks.loss", "--quick", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    assert report["disagreements"] == []
+    first, second = (figures_of(entry) for entry in report["shapes"])
+    has_peer = importlib.util.find_spec("torch") is not None
+    assert ("pip install" in done.stdout) is not has_peer
+    names = [*JAX_FORMS, *(TORCH_FORMS if has_peer else ())]
+    assert [form.name for form in first.forms if form.seconds] == names
+    assert max(max(off) for off in first.deviations.values()) < 1e-5
+    assert [form.name for form in second.forms if form.counted] == names[1:]
+    assert set(report["labels"]["peaks"]) == set(names)
+    assert all(len(values) == 2 for values in report["keys"]["temporaries"].values())
+    assert [entry["keys"] for entry in report["small"]] == [16, 64]
+    # The picture says what the table says: one polyline or mark for every form.
+    assert all(name in file.with_suffix(".svg").read_text() for name in names)
+    again = subprocess.run(
+        [*command[:3], "--read", str(file), "--json", str(tmp_path / "again.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert markdown(report) in again.stdout
+    assert markdown(report) in done.stdout
+
+
+def test_figures_go_between_their_marks() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    written = with_figures(page, "| a |")
+    assert f"{BEGIN}\n\n| a |\n\n{END}" in written
+    assert with_figures(written, "| a |") == written
+    with pytest.raises(SystemExit, match="must hold the lines"):
+        with_figures("no marks", "| a |")
+
+
+def test_aims_are_judged() -> None:
+    problem = LossProblem(*AIMED_AT, cardinality=10)
+    ours = FormFigures(OURS, [0.16, 0.15, 0.17], temporaries=5_000_000)
+    eager = FormFigures(EAGER, [4.0] * 3, [25.0, 27.0, 29.0])
+    floor = {term: [0.05] * 3 for term in FLOOR_TERMS}
+    figures = LossFigures(problem, {}, [ours, eager], floor, {})
+    found = {aim["what"]: (aim["reached"], aim["met"]) for aim in aims([figures])}
+    assert found["jaxmlcl / floor"] == (pytest.approx(0.16 / 0.15), True)
+    assert found["PyTorch eager / jaxmlcl"] == (27.0, False)
+    assert found["temporaries, MB"] == (5.0, True)

@@ -28,6 +28,7 @@ FLOORS = {
     "data": 2,
     "evaluation": 2,
     "sharding": 2,
+    "bench": 3,
     "training": 3,
     "methods": 4,
     "baselines": 4,
@@ -56,6 +57,7 @@ HOMES = {
     "sklearn": {"baselines", "data"},
     "tensorboardX": {"training"},
     "threadpoolctl": {"baselines"},
+    "torch": {"bench"},
     "tqdm": {"cli"},
     "tyro": {"config"},
 }
@@ -63,7 +65,7 @@ HOMES = {
 SPEAKERS = {"cli", "__main__"}
 
 # What a program that only wants losses, the queue or the measures must not pay for.
-HEAVY = [*HOMES, "tensorflow", "tensorflow_datasets", "torch"]
+HEAVY = [*HOMES, "tensorflow", "tensorflow_datasets"]
 
 
 def files() -> list[Path]:

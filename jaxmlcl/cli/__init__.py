@@ -31,6 +31,7 @@ COMMANDS = (
     "data",
     "sweep",
     "reproduce",
+    "bench",
 )
 
 _HELP = """\
@@ -49,6 +50,7 @@ commands:
   sweep CONFIG --grid FIELD=A,B ...  train variants, judged on validation; a table and the best
   reproduce NAME                     run a named study and write its tables (--list: their names)
   data inspect SOURCE ...            describe a data set's splits: labels, duplicates, problems
+  bench loss [--FIELD VALUE ...]     time and memory of the loss here, beside its peers
 
 options:
   -h, --help  this text; after a command, that command's; after CONFIG, every field of it

@@ -71,7 +71,7 @@ def test_help_tells_commands_exit_codes_and_environment(run: Run, words: list[st
     code, out, err = run(*words)
     assert (code, err) == (0, "")
     for command in COMMANDS:
-        assert re.search(rf"^  {command} (inspect )?[A-Z_]+ .*\w", out, re.MULTILINE)
+        assert re.search(rf"^  {command} (inspect |loss )?[A-Z_[]+.*\w", out, re.MULTILINE)
     for phrase in ("JAXMLCL_DATA", "--debug", "--version", "75 stopped on a signal", "2 you can"):
         assert phrase in out
     assert max(map(len, out.splitlines())) <= 100
@@ -84,7 +84,7 @@ def test_every_command_has_help(run: Run, command: str) -> None:
     assert out.startswith(f"usage: jaxmlcl {command}")
     assert "--debug" in out
     # Only what opens data needs to know where they are.
-    assert ("--data.root" in out) == (command != "compare")
+    assert ("--data.root" in out) == (command not in ("compare", "bench"))
 
 
 def test_train_help_has_units(run: Run) -> None:
