@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +17,11 @@ from jaxmlcl.bench._process import available_memory, give_memory_back, resident_
 from jaxmlcl.errors import UserError
 from jaxmlcl.sharding import MeshSpec, batch_sharding
 
-# What one call for the floor may cost; more keys are extrapolated, chunk by chunk alike.
-_MOST_FLOP = 2e10
+# What one call for the floor costs at least, so that the call itself does not count, and at most:
+# then the keys are walked over more than once, or more keys are extrapolated, chunk by chunk alike.
+_LEAST_FLOP, _MOST_FLOP = 2e8, 2e10
 # Scores of a chunk that stay in some cache; an accelerator wants more at a time.
-_CACHED_BYTES = {"cpu": (1 << 19, 1 << 21, 1 << 23)}
+_CACHED_BYTES = {"cpu": (1 << 19, 1 << 21, 1 << 23, 1 << 25)}
 _ACCELERATOR_BYTES = (1 << 26, 1 << 28)
 # Numbers of an array that is passed over once; more are extrapolated.
 _ARRAY = 1 << 26
@@ -196,15 +198,18 @@ def _floor(
     anchors, keys = arguments[:2]
     (rows, width), total = anchors.shape, keys.shape[0]
     dtype = _wide(anchors.dtype)
-    chunk = min(total, max(16, chunk_bytes // (4 * rows)))
-    chunks = max(1, min(total // chunk, int(_MOST_FLOP / (2 * rows * width * chunk))))
+    # Two chunks at least: of one alone the compiler would take the product out of the loop.
+    chunk = min(max(1, total // 2), max(16, chunk_bytes // (4 * rows)))
+    flop = 2 * rows * width * chunk
+    chunks = max(1, min(total // chunk, int(_MOST_FLOP / flop)))
+    turns = chunks * math.ceil(_LEAST_FLOP / (flop * chunks))
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.matmul(x, y, precision="highest", preferred_element_type=dtype)
 
     def walk(anchors: jax.Array, keys: jax.Array, tile: jax.Array) -> jax.Array:
         def keys_at(index: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(keys, index * chunk, chunk)
+            return jax.lax.dynamic_slice_in_dim(keys, index % chunks * chunk, chunk)
 
         def body(index: jax.Array, state: jax.Array) -> jax.Array:
             if term == "scores":
@@ -214,8 +219,8 @@ def _floor(
             return jnp.exp(-state)
 
         first = jnp.zeros((rows, width), dtype) if term == "weighted sum" else tile.astype(dtype)
-        return jax.lax.fori_loop(0, chunks, body, first)
+        return jax.lax.fori_loop(0, turns, body, first)
 
     inputs = (anchors, keys, jnp.ones((rows, chunk), anchors.dtype))
     compiled = jax.jit(walk).lower(*inputs).compile()
-    return lambda: compiled(*inputs), total / (chunk * chunks)
+    return lambda: compiled(*inputs), total / (chunk * turns)

@@ -5,6 +5,7 @@ Written from the paper's formulas: one loss row for every pair of an anchor and 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -29,7 +30,8 @@ class TorchSide:
         self.device = "cuda" if accelerator and torch.cuda.is_available() else "cpu"
         if hasattr(os, "sched_getaffinity"):
             torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self.problem: LossProblem | None = None
+        # That there is no GPU is said by others; the compiler would repeat it.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     def describe(self) -> dict[str, Any]:
         """Version, device and threads."""
