@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import resource
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -109,6 +110,7 @@ def resident_peak(call: Callable[[], Any]) -> int:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
+        _wait_for_frees()
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         call()
@@ -118,6 +120,16 @@ def resident_peak(call: Callable[[], Any]) -> int:
         earlier = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         call()
         return unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - earlier)
+
+
+def _wait_for_frees() -> None:
+    """Until nothing has been given back for a while: XLA frees after it has said it is done."""
+    least, quiet = _status("VmRSS"), 0
+    while quiet < 15:
+        time.sleep(0.02)
+        now = _status("VmRSS")
+        quiet = 0 if now < least - (1 << 16) else quiet + 1
+        least = min(least, now)
 
 
 def _status(field: str) -> int:
