@@ -67,7 +67,7 @@ SHAPES = (
     ((4096, 1_048_576, 365), 10.0, (OURS,)),
 )
 CURVE_OF_KEYS = (256, 80, tuple(2**power for power in range(12, 21)))
-CURVE_OF_LABELS = (64, 8192, 80, (1, 2, 5, 10, 20, 40, 80))
+CURVE_OF_LABELS = (256, 8192, 80, (1, 2, 5, 10, 20, 40, 80))
 SMALL = (
     (16, 16),
     (16, 256),

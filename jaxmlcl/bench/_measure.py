@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmlcl.bench._forms import JAX_FORMS, OURS, counted_bytes, forms_of
 from jaxmlcl.bench._problem import LossProblem
-from jaxmlcl.bench._process import SideError, side
+from jaxmlcl.bench._process import SideError, available_memory, side
 from jaxmlcl.errors import UserError
 
 TORCH_MISSING = (
@@ -168,10 +168,20 @@ def bench_loss(
 
 
 def resident_peaks(form: str, problems: Sequence[LossProblem]) -> list[int | None]:
-    """Bytes over the inputs that a form needs at most for each problem, in one process."""
-    peaks = []
+    """Bytes over the inputs that a form needs at most for each problem, in one process.
+
+    None for a problem whose counted bytes are more than is left.
+    """
+    peaks: list[int | None] = []
     with _one_side(form, problems[0]) as call:
         for problem in problems:
+            available = available_memory()
+            needed = problem.input_bytes + _MARGIN
+            if form not in JAX_FORMS:
+                needed += counted_bytes(form, problem)
+            if available is not None and needed > available:
+                peaks.append(None)
+                continue
             call("open", problem)
             peaks.append(call("peak", form))
     return peaks

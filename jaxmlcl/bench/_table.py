@@ -42,12 +42,12 @@ def summary(figures: LossFigures) -> list[str]:
     """Lines about a problem: what it must compute and read."""
     problem = figures.problem
     wanted = "anchors and keys" if problem.keys_gradient else "anchors"
-    work = f"products {problem.walk_flop / 1e9:.3g} GFLOP"
+    work = f"products {short(problem.walk_flop / 1e9)} GFLOP"
     if problem.class_sum_flop:
-        work += f", class sums {problem.class_sum_flop / 1e9:.3g} GFLOP"
+        work += f", class sums {short(problem.class_sum_flop / 1e9)} GFLOP"
     exponentials = problem.anchors * problem.keys * problem.walks[2]
     return [
-        f"gradient of {wanted}: {work}, exponentials {exponentials / 1e6:.3g} M; inputs "
+        f"gradient of {wanted}: {work}, exponentials {short(exponentials / 1e6)} M; inputs "
         f"{_megabytes(problem.input_bytes)} MB"
     ]
 

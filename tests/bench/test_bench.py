@@ -224,6 +224,11 @@ def test_what_does_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_loss(problem, here=True)
 
 
+def test_memory_is_not_measured_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxmlcl.bench._measure.available_memory", lambda: 1 << 29)
+    assert bench.resident_peaks(WEIGHTS, [TINY, TINY]) == [None, None]
+
+
 def test_forms_that_are_not_asked_for_are_counted() -> None:
     figures = bench_loss(TINY, repetitions=1, run=(OURS,), here=True, resident=False, floor=False)
     assert [bool(form.seconds) for form in figures.forms] == [True, False, False]
