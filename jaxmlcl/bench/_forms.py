@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmlcl import sharding
 from jaxmlcl.bench._problem import FACTORISED, TEMPERATURE, LossProblem
-from jaxmlcl.errors import UserError
 from jaxmlcl.losses import multi_positive_infonce
 
 OURS, WEIGHTS, CLASS_SUMS = "jaxmlcl", "plain jnp, weight matrix", "plain jnp, class sums"
@@ -38,18 +38,10 @@ def form_of(name: str, problem: LossProblem, mesh: jax.sharding.Mesh | None) -> 
             options["chunk_size"] = problem.chunk_size
         if mesh is None:
             return functools.partial(multi_positive_infonce, **options)
-        return functools.partial(_sharded_loss(), mesh=mesh, strategy=problem.strategy, **options)
+        options |= {"mesh": mesh, "strategy": problem.strategy}
+        return functools.partial(sharding.multi_positive_infonce, **options)
     plain = {WEIGHTS: weight_matrix, CLASS_SUMS: class_sums}[name]
     return functools.partial(plain, weighting=problem.weighting)
-
-
-def _sharded_loss() -> Callable[..., jax.Array]:
-    from jaxmlcl import sharding
-
-    found = getattr(sharding, "multi_positive_infonce", None)
-    if found is None:
-        raise UserError("this version has no sharded loss; leave --strategy at single")
-    return found
 
 
 def weight_matrix(

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from jaxmlcl import sharding
 from jaxmlcl.errors import UserError
 from jaxmlcl.losses import WEIGHTINGS
 
 DTYPES = ("float32", "bfloat16", "float64")
-STRATEGIES = ("single", "auto", "gather_keys", "gather_anchors", "ring")
+STRATEGIES = ("single", "auto", *sharding.STRATEGIES)
 # W = sum over labels of (anchor's) x (key's): what one row per (anchor, label), or class sums, can
 # compute.
 FACTORISED = ("mulsupcon", "mulsupcon_mean")

@@ -48,8 +48,8 @@ def run(words: list[str]) -> None:
         "--strategy",
         default="single",
         metavar="NAME",
-        help="how several devices share ours: single (one device), gather_keys, gather_anchors, "
-        "ring or auto (default: single)",
+        help="how several devices share the work: single (one device), gather_keys, "
+        "gather_anchors, ring or auto (default: single)",
     )
     parser.add_argument(
         "--dtype",
@@ -101,7 +101,11 @@ def run(words: list[str]) -> None:
         about = figures.versions["jax"]
         print(f"(B, K, L) = {problem.title}, D = {problem.dim}, {problem.dtype}", end=", ")
         print(f"{problem.weighting}; JAX {about['version']} on {about['device']}", end="")
-        print(f", {about['devices']} devices" if problem.strategy != "single" else "")
+        print(
+            f", {about['devices']} devices, {problem.strategy}"
+            if problem.strategy != "single"
+            else ""
+        )
         for line in bench.summary(figures):
             print(line)
         print()

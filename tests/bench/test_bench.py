@@ -134,6 +134,19 @@ def test_temporaries_are_known_without_arrays() -> None:
     assert bench.temporaries(TINY, [WEIGHTS])[WEIGHTS] < 10 * 4 * 12 * 96
 
 
+@pytest.mark.parametrize("strategy", ["auto", "gather_keys", "gather_anchors", "ring"])
+def test_eight_devices_compute_what_the_plain_form_does(strategy: str) -> None:
+    side = JaxSide()
+    side.open(dataclasses.replace(TINY, anchors=16, strategy=strategy, keys_gradient=True))
+    assert len(side.arguments[1].sharding.device_set) == 8
+    side.compile(OURS)
+    side.compile(WEIGHTS)
+    (value, gradients), (other, slopes) = side.answer(OURS), side.answer(WEIGHTS)
+    assert other == pytest.approx(value, rel=1e-5)
+    for slope, gradient in zip(slopes, gradients, strict=True):
+        np.testing.assert_allclose(slope, gradient, atol=1e-5 * np.abs(gradient).max())
+
+
 def test_a_strategy_wants_devices_that_divide() -> None:
     side = JaxSide()
     with pytest.raises(UserError, match="12 anchors cannot be split evenly among 8 devices"):

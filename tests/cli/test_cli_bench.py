@@ -43,6 +43,21 @@ def test_json_of_another_weighting(run: Run) -> None:
     assert all(form["peak"] >= 0 for form in figures["forms"])
 
 
+def test_several_devices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Read by the process that computes.
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    words = ("--strategy", "ring", "--repetitions", 1)
+    code, out, err = run("bench", "loss", *TINY, *words)
+    assert code == 0, err
+    head, *rows = out.splitlines()
+    assert head.endswith(", 2 devices, ring")
+    # The floor is one device's.
+    assert not any(row.startswith("floor") for row in rows)
+    code, _, err = run("bench", "loss", *TINY, "--anchors", 3, *words)
+    assert code == 2
+    assert "3 anchors cannot be split evenly among 2 devices; give a multiple" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
