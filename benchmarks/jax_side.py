@@ -167,7 +167,7 @@ class Ours:
             data = self._experiment(batch, 1000, self.folder / "unused").data
             preparation = fit_preparation(data, self.source)
             constants = device_constants(preparation, self.source, program.mesh, "float32")
-            order = Indices(GlobalOrder(len(self.source), batch, 0))
+            order = Indices(GlobalOrder(len(self.source), batch, 0), program.mesh.size)
             step, _ = program.compile(order[0], constants)
             rows = batch_sharding(program.mesh)
             hosts = [jax.device_put(order[index], rows) for index in range(4)]

@@ -21,6 +21,7 @@ FLOORS = {
     "__init__": 0,
     "errors": 0,
     "io": 0,
+    "layout": 0,
     "random": 0,
     "losses": 1,
     "queue": 1,

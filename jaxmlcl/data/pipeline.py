@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlcl.data.source import Source
+from jaxmlcl.layout import deal
 
 
 class GlobalOrder:
@@ -58,18 +59,21 @@ class GlobalOrder:
 class Records:
     """Host batches of a source, by step: {"inputs", "labels", "ids"} stacked over the batch.
 
-    With "label_mask" where the source has unknown labels.
+    With "label_mask" where the source has unknown labels. Rows are dealt out over the devices, as
+    `jaxmlcl.layout` says.
     """
 
-    def __init__(self, source: Source, order: GlobalOrder) -> None:
+    def __init__(self, source: Source, order: GlobalOrder, devices: int = 1) -> None:
         self._source = source
         self._order = order
+        self._devices = devices
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        records = [self._source[int(index)] for index in self._order[step]]
+        indices = deal(self._order[step], self._devices)
+        records = [self._source[int(index)] for index in indices]
         stacked = ("inputs", "labels", "label_mask")[: 3 if "label_mask" in records[0] else 2]
         return {
             **{name: np.stack([record[name] for record in records]) for name in stacked},
@@ -78,16 +82,17 @@ class Records:
 
 
 class Indices:
-    """Host batches for data that live on the device: {"index"}, by step."""
+    """Host batches for data that live on the device: {"index"}, by step, dealt out as `Records`."""
 
-    def __init__(self, order: GlobalOrder) -> None:
+    def __init__(self, order: GlobalOrder, devices: int = 1) -> None:
         self._order = order
+        self._devices = devices
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return {"index": self._order[step]}
+        return {"index": deal(self._order[step], self._devices)}
 
 
 def batches(source: Any, start: int, *, threads: int = 1, ahead: int = 8) -> Generator[Any]:

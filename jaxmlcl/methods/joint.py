@@ -73,6 +73,14 @@ class JointMulSupCon(Objective):
         """The queue with the step's keys."""
         return self.contrast.after_step(state, emitted)
 
+    def portable(self, state: PyTree) -> PyTree:
+        """The state with its queue in slot order."""
+        return self.contrast.portable(state)
+
+    def placed(self, state: PyTree, spec: BatchSpec) -> PyTree:
+        """The state with its queue in as many parts as `spec` says."""
+        return self.contrast.placed(state, spec)
+
     def scores(self, params: PyTree, state: PyTree, inputs: jax.Array) -> jax.Array:
         """Probabilities [B, L]."""
         return Classification(self.contrast.encoder).scores(params, state, inputs)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxmlcl import queue as momentum_queue
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.layout import batch_devices
 from jaxmlcl.losses import multi_positive_infonce, normalize, pair_statistics
 from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.networks import init_module, run_module
@@ -44,6 +45,12 @@ class MulSupCon(Objective):
     queue_fill: Literal["authors", "after_full", "partial"] = "authors"
     """When the queue takes part: at the step that completes it (its unwritten slots are random
     negatives then), from the step after, or as far as it is written."""
+    queue_dtype: Literal["float32", "compute"] = "float32"
+    """Type the queue's keys are kept in: at least float32, or that of the computation, which for
+    bfloat16 halves them."""
+    queue_class_sums: bool = False
+    """Let the queue carry the sum and the number of its keys of each label, so that no step adds
+    them up anew (mulsupcon and mulsupcon_mean, without exclude_same_sample)."""
     exclude_same_sample: bool = False
     """Leave keys of the anchor's own sample in the queue out of positives and denominator."""
     threshold: float = 0.5
@@ -65,6 +72,16 @@ class MulSupCon(Objective):
         ):
             if not fits:
                 raise ConfigError(f"objective: {name} must be {wanted}, not {getattr(self, name)}")
+        if self.queue_class_sums and self.weighting not in ("mulsupcon", "mulsupcon_mean"):
+            raise ConfigError(
+                "objective: queue_class_sums needs a weighting that is a product of labels, "
+                f'mulsupcon or mulsupcon_mean, not "{self.weighting}"'
+            )
+        if self.queue_class_sums and self.exclude_same_sample:
+            raise ConfigError(
+                "objective: queue_class_sums and exclude_same_sample exclude each other: with keys "
+                "left out, every anchor has sums of its own"
+            )
 
     def init(self, key: jax.Array, spec: BatchSpec) -> tuple[PyTree, PyTree]:
         """Parameters {encoder, head}; state {batch_stats, key_params, key_stats, queue}."""
@@ -72,6 +89,12 @@ class MulSupCon(Objective):
             raise ConfigError(
                 f"objective: queue_capacity {self.queue_capacity} is below the batch size "
                 f"{spec.step_samples}; make one larger or the other smaller"
+            )
+        if self.queue_capacity % spec.queue_shards:
+            raise ConfigError(
+                f"objective: queue_capacity {self.queue_capacity} does not divide over "
+                f"{spec.queue_shards} devices, over which mesh.rules interleave the queue; change "
+                "one of them"
             )
         encoder_key, head_key, queue_key = jax.random.split(key, 3)
         kind = spec.inputs.dtype
@@ -85,8 +108,10 @@ class MulSupCon(Objective):
             self.queue_capacity,
             self.head.width,
             spec.labels.shape[-1],
-            dtype=jnp.promote_types(kind, jnp.float32),
+            dtype=kind if self.queue_dtype == "compute" else jnp.promote_types(kind, jnp.float32),
             key=queue_key,
+            shards=spec.queue_shards,
+            class_sums=self.queue_class_sums,
         )
         # The key encoder starts as a copy; copies, because the step donates every buffer.
         copy = jax.tree.map(jnp.copy, (params, stats))
@@ -161,7 +186,17 @@ class MulSupCon(Objective):
 
     def after_step(self, state: PyTree, emitted: PyTree) -> PyTree:
         """The queue with the step's keys."""
-        return {**state, "queue": momentum_queue.enqueue(state["queue"], *emitted)}
+        dealt = batch_devices(emitted[0].shape[0])
+        queue = momentum_queue.enqueue(state["queue"], *emitted, interleaved_over=dealt)
+        return {**state, "queue": queue}
+
+    def portable(self, state: PyTree) -> PyTree:
+        """The state with its queue in slot order."""
+        return {**state, "queue": momentum_queue.portable(state["queue"])}
+
+    def placed(self, state: PyTree, spec: BatchSpec) -> PyTree:
+        """The state with its queue in as many parts as `spec` says."""
+        return {**state, "queue": momentum_queue.placed(state["queue"], spec.queue_shards)}
 
     def embed(self, params: PyTree, state: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
         """The representation [B, width] and the normalised embedding [B, D]."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.layout import stream_rows
 from jaxmlcl.random import bernoulli, row_words
 
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -63,8 +64,8 @@ def dense(inputs: int, outputs: int, dtype: Any, use_bias: bool = True) -> nn.De
 class Dropout(nn.Module):
     """Sets a unit to zero with probability `rate`, and scales the others by 1 / (1 - rate).
 
-    The mask comes from `jaxmlcl.random`, keyed by the stream "dropout", the row and the unit;
-    the key says which generator draws it.
+    The mask comes from `jaxmlcl.random`, keyed by the stream "dropout", the sample's place in the
+    step and the unit; the key says which generator draws it.
     """
 
     rate: float
@@ -76,7 +77,7 @@ class Dropout(nn.Module):
         none = not isinstance(self.rate, jax.Array) and self.rate == 0.0
         if not train or none:
             return x
-        words = row_words(self.make_rng("dropout"), jnp.arange(x.shape[0]))
+        words = row_words(self.make_rng("dropout"), stream_rows(x.shape[0]))
         units = math.prod(x.shape[1:])
         keep = bernoulli(words, units, 1.0 - self.rate).reshape(x.shape)
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))

@@ -18,7 +18,7 @@ AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
 # Arrays below this many elements are cheaper to keep whole than to gather.
 _SMALLEST_SHARDED = 1024
-_TACTICS = ("replicate", "fsdp")
+_TACTICS = ("replicate", "fsdp", "interleave")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,16 @@ class MeshSpec:
     """Devices along which batch and parameters are split (devices); -1 takes what is left."""
     rules: tuple[tuple[str, str], ...] = (("queue", "replicate"), (".*", "fsdp"))
     """(regular expression over the state's path, tactic): the first match places the array.
-    replicate: whole on every device; fsdp: split along its largest axis that divides."""
+    replicate: whole on every device; fsdp: split along its largest axis that divides over the
+    devices of `fsdp`; interleave: split along its first axis over all devices, the slots of a
+    queue dealt out in turn."""
 
     def __post_init__(self) -> None:
         for pattern, tactic in self.rules:
             if tactic not in _TACTICS:
                 raise ConfigError(
                     f'mesh.rules: unknown tactic "{tactic}" for "{pattern}"; '
-                    f"use {' or '.join(_TACTICS)}"
+                    f"use {', '.join(_TACTICS[:-1])} or {_TACTICS[-1]}"
                 )
             try:
                 re.compile(pattern)
@@ -80,6 +82,16 @@ class MeshSpec:
             axis_types=(AxisType.Auto,) * len(AXES),
         )
 
+    def tactic(self, path: str) -> str:
+        """What the first rule that matches says of an array; replicate if none does.
+
+        Example:
+          >>> MeshSpec().tactic("objective/queue/keys")
+          'replicate'
+        """
+        found = (tactic for pattern, tactic in self.rules if re.search(pattern, path))
+        return next(found, "replicate")
+
     def place(self, mesh: Mesh, tree: Any) -> Any:
         """Shardings for a pytree of arrays or shapes: the first rule that matches its path.
 
@@ -91,12 +103,11 @@ class MeshSpec:
         """
 
         def one(path: Any, leaf: Any) -> NamedSharding:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            for pattern, tactic in self.rules:
-                if re.search(pattern, name):
-                    if tactic == "fsdp":
-                        return NamedSharding(mesh, _largest_axis(leaf.shape, mesh.shape["fsdp"]))
-                    break
+            tactic = self.tactic(jax.tree_util.keystr(path, simple=True, separator="/"))
+            if tactic == "fsdp":
+                return NamedSharding(mesh, _largest_axis(leaf.shape, mesh.shape["fsdp"]))
+            if tactic == "interleave" and leaf.ndim and leaf.shape[0] % mesh.size == 0:
+                return NamedSharding(mesh, BATCH)
             return NamedSharding(mesh, PartitionSpec())
 
         return jax.tree_util.tree_map_with_path(one, tree)

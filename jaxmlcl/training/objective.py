@@ -36,6 +36,8 @@ class BatchSpec(NamedTuple):
     labels: jax.ShapeDtypeStruct
     step_samples: int
     label_mask: jax.ShapeDtypeStruct | None = None
+    queue_shards: int = 1
+    """Parts that a queue in the state is split into, one for each device, or 1."""
 
 
 class Aux(NamedTuple):
@@ -108,6 +110,18 @@ class Objective(abc.ABC):
             {**params, "encoder": source_params["encoder"]},
             {**state, "batch_stats": stats},
         )
+
+    def portable(self, state: PyTree) -> PyTree:
+        """The state as checkpoints hold it: a queue in slot order, so that any mesh can take it."""
+        return state
+
+    def placed(self, state: PyTree, spec: BatchSpec) -> PyTree:
+        """The state that a portable one stands for, with queues of `spec.queue_shards` parts.
+
+        Where the parts are as many as they were, its bits are those that were saved.
+        """
+        del spec
+        return state
 
     def describe(self) -> str:
         """A name for tables, in lower case."""

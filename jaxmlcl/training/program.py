@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,8 @@ from jax.sharding import Mesh
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.random import Generator, make_key
-from jaxmlcl.sharding import batch_sharding, replicated
+from jaxmlcl.sharding import MeshSpec, batch_sharding, replicated
+from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.objective import BatchSpec
 from jaxmlcl.training.optimizers import StepCounter
@@ -27,6 +30,8 @@ PyTree = Any
 
 # Rows per scoring step: fixed, so that scores do not depend on what else is scored.
 SCORING_ROWS = 512
+# The path whose rule says how a queue is laid out.
+_QUEUE = "objective/queue/keys"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,8 @@ class StageProgram:
     """Optimiser steps of the whole stage."""
     flops_per_step: float
     count: StepCounter
+    placement: MeshSpec
+    """Whose rules say where the state lives."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -65,6 +72,67 @@ class StageProgram:
             "queue": size(queue),
             "other": size(state.objective) - size(queue),
         }
+
+    def describe_queue(self) -> str | None:
+        """Bytes of the queue, in all and on a device, with the type and the parts of its keys.
+
+        None where the stage has no queue.
+        """
+        objective = self.abstract.objective
+        queue = objective.get("queue") if isinstance(objective, Mapping) else None
+        if queue is None:
+            return None
+        leaves = jax.tree.leaves(queue)
+        whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        here = sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in leaves
+        )
+        parts = self.program.spec.queue_shards
+        split = f"in {parts} parts" if parts > 1 else "in one part"
+        return (
+            f"queue of {queue.capacity} {queue.keys.dtype} keys {split}: {show_bytes(whole)}, "
+            f"{show_bytes(here)} a device"
+        )
+
+    def portable(self, state: TrainState) -> TrainState:
+        """The state as it is saved; `state` stays as it is."""
+        if self.program.spec.queue_shards == 1:
+            return state
+        return dataclasses.replace(state, objective=self._to_portable(state.objective))
+
+    def restore(self, store: CheckpointStore, checkpoint: Checkpoint) -> TrainState:
+        """A saved state, placed on this mesh, whichever it was saved on.
+
+        Raises:
+          CheckpointError: it does not fit, or cannot be read.
+        """
+        saved = checkpoint.host.get("queue_shards", 1)
+        if saved == self.program.spec.queue_shards == 1:
+            return store.restore(checkpoint, self.abstract)
+        state = store.restore(checkpoint, self._abstract_portable(saved))
+        objective, spec = self.program.stage.objective, self.program.spec
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.objective)
+        place = jax.jit(lambda state: objective.placed(state, spec), out_shardings=shardings)
+        return dataclasses.replace(state, objective=place(state.objective))
+
+    @functools.cached_property
+    def _to_portable(self) -> Any:
+        shapes = self._abstract_portable(self.program.spec.queue_shards).objective
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        return jax.jit(self.program.stage.objective.portable, out_shardings=shardings)
+
+    def _abstract_portable(self, queue_shards: int) -> TrainState:
+        """Shapes, types and shardings of what is saved of a queue in so many parts."""
+        spec = self.program.spec._replace(queue_shards=queue_shards)
+        program = dataclasses.replace(self.program, spec=spec)
+
+        def portable() -> TrainState:
+            state = program.init(None)
+            objective = program.stage.objective.portable(state.objective)
+            return dataclasses.replace(state, objective=objective)
+
+        return _on_mesh(self.placement, self.mesh, jax.eval_shape(portable))
 
     def check_start(self, source: StageProgram) -> None:
         """Refuse a start from a stage whose encoder is another one.
@@ -101,6 +169,8 @@ class StageProgram:
     def compile(self, host: Mapping[str, np.ndarray], constants: PyTree) -> tuple[Any, float]:
         """The step for host batches like this one, compiled once, and the seconds it took.
 
+        Their rows are dealt out over the mesh's devices, as `jaxmlcl.layout` says.
+
         The state is donated: the old one is gone after the call.
         """
         rows = batch_sharding(self.mesh)
@@ -110,15 +180,14 @@ class StageProgram:
         }
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         started = time.perf_counter()
-        compiled = (
-            jax.jit(
-                self.program.step,
-                donate_argnums=0,
-                out_shardings=(shardings, replicated(self.mesh)),
-            )
-            .lower(self.abstract, batch, constants)
-            .compile()
+        step = jax.jit(
+            self.program.step,
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(self.mesh)),
         )
+        # What is traced finds the mesh in its context, and with it the layout of the batch.
+        with jax.set_mesh(self.mesh):
+            compiled = step.lower(self.abstract, batch, constants).compile()
         return compiled, time.perf_counter() - started
 
     def scorer(self, constants: PyTree) -> Any:
@@ -145,6 +214,8 @@ def build_stage(
     mesh: Mesh,
     source: Source,
     flops_of_stages: Mapping[str, float],
+    *,
+    interleave: bool = True,
 ) -> StageProgram:
     """Work out a stage's shapes, length and placement; nothing is computed or compiled.
 
@@ -154,9 +225,11 @@ def build_stage(
       mesh: the devices.
       source: the training split.
       flops_of_stages: FLOPs of earlier stages, for durations that refer to them.
+      interleave: whether a queue is split into parts where the mesh's rules say so; what only
+        scores needs none, and its devices need not divide the queue.
 
     Raises:
-      ConfigError: the batch does not divide over devices, or lengths cannot be worked out.
+      ConfigError: batch or queue do not divide over devices, or lengths cannot be worked out.
     """
     stage = experiment.stages[name]
     micro = stage.batch_size // stage.accumulate
@@ -186,6 +259,9 @@ def build_stage(
         flops_of_stages=flops_of_stages,
     )
     count = StepCounter(stage.batch_size, len(source), total)
+    has_queue = isinstance(state, Mapping) and "queue" in state
+    if interleave and has_queue and experiment.mesh.tactic(_QUEUE) == "interleave":
+        spec = spec._replace(queue_shards=mesh.size)
     rows = batch_sharding(mesh)
     program = Program(
         stage,
@@ -195,14 +271,17 @@ def build_stage(
         stage.optimizer.rate(count),
         lambda tree: jax.lax.with_sharding_constraint(tree, rows),
     )
-    shapes = jax.eval_shape(lambda: program.init(None))
-    shardings = experiment.mesh.place(mesh, shapes)
-    abstract = jax.tree.map(
+    abstract = _on_mesh(experiment.mesh, mesh, jax.eval_shape(lambda: program.init(None)))
+    return StageProgram(name, program, mesh, abstract, total, flops, count, experiment.mesh)
+
+
+def _on_mesh(placement: MeshSpec, mesh: Mesh, shapes: TrainState) -> TrainState:
+    """Shapes with the shardings that the rules give them."""
+    return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shardings,
+        placement.place(mesh, shapes),
     )
-    return StageProgram(name, program, mesh, abstract, total, flops, count)
 
 
 def stage_key(seed: int, name: str, random: Generator = "hash") -> jax.Array:
@@ -276,3 +355,16 @@ def source_mask(source: Source, name: str) -> np.ndarray | None:
     if not known.any():
         raise DataError(f"{name}: no label is known in any row; there is nothing to measure")
     return None if known.all() else known
+
+
+def show_bytes(size: int) -> str:
+    """A number of bytes as people read it.
+
+    Example:
+      >>> show_bytes(16_777_216)
+      '16.8 MB'
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} B"

@@ -234,6 +234,6 @@ def restore_stage(
     """
     # A length relative to other stages' FLOPs does not matter here: any number will do.
     flops = dict.fromkeys(experiment.stages, 1.0)
-    program = build_stage(experiment, name, mesh, source, flops)
+    program = build_stage(experiment, name, mesh, source, flops, interleave=False)
     store = CheckpointStore(stage_folder(workdir, name))
     return program, *load_stage(store, program, report)

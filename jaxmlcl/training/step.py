@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxmlcl.data.augment import augment
+from jaxmlcl.layout import joined, micro_batches, stream_rows
 from jaxmlcl.training.objective import Batch, BatchSpec
 from jaxmlcl.training.optimizers import Plateau, matches, parameter_paths
 from jaxmlcl.training.stage import Stage
@@ -104,7 +105,7 @@ class Program:
             host = {name: resident[name][rows] for name in names}
         host = self.place(host)
         size = self.stage.batch_size
-        position = step.astype(jnp.uint32) * size + jnp.arange(size, dtype=jnp.uint32)
+        position = step.astype(jnp.uint32) * size + stream_rows(size).astype(jnp.uint32)
         key = jax.random.fold_in(self.feed.key, 1)
         inputs = augment(
             self.feed.prepare(host["inputs"], constants),
@@ -237,10 +238,7 @@ def _gradients(stage: Stage, params: PyTree, state: PyTree, batch: Batch, key: j
     parts = stage.accumulate
     if parts == 1:
         return _micro(stage, params, state, batch, jax.random.fold_in(key, 0))
-    # Sample i goes to micro-batch i mod parts, so that no device is idle in any of them.
-    split = jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+    split = micro_batches(batch, parts)
 
     def body(carry: Any, part: Any) -> Any:
         current, total = carry
@@ -256,8 +254,7 @@ def _gradients(stage: Stage, params: PyTree, state: PyTree, batch: Batch, key: j
         body, (state, zero), (jnp.arange(parts), split)
     )
     grads = jax.tree.map(lambda g: g / parts, total)
-    emitted = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), emitted)
-    return losses.mean(), jax.tree.map(jnp.mean, measurements), grads, state, emitted
+    return losses.mean(), jax.tree.map(jnp.mean, measurements), grads, state, joined(emitted)
 
 
 def _micro(stage: Stage, params: PyTree, state: PyTree, batch: Batch, key: jax.Array) -> Any:

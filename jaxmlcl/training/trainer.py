@@ -29,6 +29,7 @@ from jaxmlcl.training.program import (
     build_stage,
     device_constants,
     scoring_batches,
+    show_bytes,
     source_labels,
     source_mask,
 )
@@ -218,7 +219,7 @@ class _Run:
         progress = Progress()
         if checkpoint is not None:
             progress = Progress(**checkpoint.host["progress"])
-            state = self.stores[name].restore(checkpoint, program.abstract)
+            state = program.restore(self.stores[name], checkpoint)
             self.console.line(f"{name}: continuing after step {progress.step}")
         else:
             state = program.initial(self._start(stage.starts_from))
@@ -226,14 +227,18 @@ class _Run:
         # The step, compiled once for every batch of the stage.
         constants = self._constants(self.data[name])
         order = GlobalOrder(len(source), stage.batch_size, self.experiment.seed)
-        steps = Indices(order) if "resident" in constants else Records(source, order)
+        dealt = self.mesh.size
+        steps = Indices(order, dealt) if "resident" in constants else Records(source, order, dealt)
         compiled, seconds = program.compile(steps[progress.step], constants)
         progress.compile_seconds += seconds
-        sizes = ", ".join(f"{k} {_bytes(v)}" for k, v in program.bytes_of_state().items())
+        sizes = ", ".join(f"{k} {show_bytes(v)}" for k, v in program.bytes_of_state().items())
         self.console.line(
             f"{name}: {stage.objective.describe()}, {program.total} steps of {stage.batch_size}, "
             f"compiled in {seconds:.1f} s, {program.flops_per_step / 1e9:.3g} GFLOP a step; {sizes}"
         )
+        queue = program.describe_queue()
+        if queue is not None:
+            self.console.line(f"{name}: {queue}")
         scorer = self._validator(program, constants) if stage.objective.gives_scores else None
 
         every = {
@@ -397,9 +402,11 @@ class _Run:
                 "next_step": progress.step,
                 "seed": self.experiment.seed,
             },
+            "queue_shards": program.program.spec.queue_shards,
             "machine": _machine(self.mesh),
         }
-        self.stores[program.name].save(progress.step, state, host, best=best, finished=finished)
+        saved = program.portable(state)
+        self.stores[program.name].save(progress.step, saved, host, best=best, finished=finished)
 
     def _conclude(self, program: StageProgram, progress: Progress) -> None:
         """Note what the stage cost, for later durations and the report."""
@@ -465,7 +472,7 @@ def load_stage(
             f"stage {program.name}: no intact finished checkpoint in {store.directory}; run the "
             "training command again"
         )
-    return store.restore(chosen, program.abstract).averaged(), chosen
+    return program.restore(store, chosen).averaged(), chosen
 
 
 def validation_measures(
@@ -501,13 +508,6 @@ def check_fingerprint(checkpoint: Checkpoint, split: str, source: Source) -> Non
 def _counts(data: StageData) -> str:
     labels = len(data.train.metadata.label_names)
     return f"{len(data.train)} training samples, {labels} labels"
-
-
-def _bytes(size: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size} B"
 
 
 def _on_host(measurements: dict[str, jax.Array]) -> dict[str, float]:

@@ -99,7 +99,7 @@ class Simulation:
         }[self.fill]
         losses, gradients = [], []
         for part in range(self.parts):
-            rows = slice(part, None, self.parts)
+            rows = slice(part * SIZE // self.parts, (part + 1) * SIZE // self.parts)
             x, labels = batch.inputs[rows], batch.labels[rows]
             keys, moments = embed(self.key_params, x[:, 1])
             self.follow(1, moments)

@@ -40,7 +40,7 @@ def run(
     mesh = mesh_spec.build(devices)
     constants = device_constants(fit_preparation(data, source), source, mesh, precision)
     program = build_stage(experiment, "pretrain", mesh, source, {})
-    batches = Indices(GlobalOrder(len(source), stage.batch_size, experiment.seed))
+    batches = Indices(GlobalOrder(len(source), stage.batch_size, experiment.seed), mesh.size)
     step, _ = program.compile(batches[0], constants)
     state = program.initial(None)
     losses = []
