@@ -20,7 +20,7 @@ from jaxmlcl.sharding import BATCH, MeshSpec
 
 DIM, NUM_LABELS = 3, 4
 # (Q, B): B that divides Q, B that does not, B = Q.
-SHAPES = [(16, 8), (24, 16), (40, 24), (8, 8)]
+SHAPES = [(16, 8), (40, 24), (8, 8)]
 ADD = jax.jit(queue.enqueue, donate_argnums=0)
 COLLECTIVES = re.compile(
     r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter|collective-broadcast"
@@ -41,7 +41,7 @@ def laid_out(arrays: Any, n: int) -> Any:
 
 
 def equal(a: queue.Queue, b: queue.Queue) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert a.shards == b.shards
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -115,7 +115,7 @@ def test_eight_devices_hold_what_one_does_and_do_not_speak(capacity: int, class_
         .lower(many, *batch)
         .compile()
     )
-    assert not COLLECTIVES.findall(add.as_text())
+    assert not COLLECTIVES.findall(str(add.as_text()))
     for step in range(7):
         batch = stream(step * size, size)
         one = ADD(one, *batch)

@@ -103,7 +103,7 @@ def same_queue(found: TrainState, expected: TrainState) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("accumulate", [1, 5])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mesh", ["eight", "eight, replicated"])
 def test_eight_devices_go_the_way_of_one(mesh: str, accumulate: int) -> None:
     one, many = course("one", accumulate), course(mesh, accumulate)
@@ -190,6 +190,7 @@ def joint(workdir: Path, mesh: MeshSpec) -> Experiment:
     return dataclasses.replace(small, stages={"joint": stage}, mesh=mesh)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_and_is_scored_anywhere(tmp_path: Path) -> None:
     moved, still = tmp_path / "moved", tmp_path / "still"
     begun = joint(moved, MeshSpec(2, 1, INTERLEAVE))
