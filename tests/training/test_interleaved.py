@@ -173,7 +173,8 @@ class Stopping(Silent):
     """Asks the run to stop at a step, and keeps its lines."""
 
     def __init__(self, at: int | None = None) -> None:
-        self.at, self.lines = at, []
+        self.at = at
+        self.lines: list[str] = []
 
     def line(self, text: str) -> None:
         self.lines.append(text)
@@ -220,8 +221,8 @@ def test_a_run_goes_on_elsewhere_and_is_scored_anywhere(tmp_path: Path) -> None:
         ids.append(store.restore_numpy(saved)["objective"]["queue"]["ids"])
         found = score_stages(experiment, workdir, "test", devices=jax.devices()[:1])
         scores.append(found.stages["joint"].scores)
-    np.testing.assert_array_equal(*ids)
-    np.testing.assert_allclose(*scores, atol=1e-4)
+    np.testing.assert_array_equal(ids[0], ids[1])
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     # Eight devices divide the batch, not the queue.
     many = score_stages(begun, moved, "test", devices=jax.devices()[:8])
     np.testing.assert_allclose(many.stages["joint"].scores, scores[0], atol=1e-5)
@@ -240,7 +241,7 @@ def test_a_queue_that_does_not_divide_is_refused() -> None:
         MeshSpec(rules=(("queue", "scatter"),))
     for fields in ({"weighting": "any"}, {"exclude_same_sample": True}):
         with pytest.raises(ConfigError, match="queue_class_sums"):
-            MulSupCon(queue_class_sums=True, **fields)  # type: ignore[arg-type]
+            MulSupCon(queue_class_sums=True, **fields)
 
 
 def test_the_type_of_the_keys() -> None:
