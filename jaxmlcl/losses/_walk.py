@@ -23,9 +23,11 @@ chunks are recomputed.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +118,23 @@ class _Part(NamedTuple):
     best: jax.Array | None
 
 
+_whole = contextvars.ContextVar("whole", default=False)
+
+
+@contextlib.contextmanager
+def unchunked() -> Iterator[None]:
+    """While tracing in here, all keys are one chunk, whatever was asked for.
+
+    For counting operations: a loop's body would be counted once, and chunks differ between
+    platforms.
+    """
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
 def chunk_size_for(num_anchors: int, num_keys: int, chunk_size: int | None = None) -> int:
     """Keys per chunk: the caller's, or chosen from the shapes.
 
@@ -128,6 +147,8 @@ def chunk_size_for(num_anchors: int, num_keys: int, chunk_size: int | None = Non
         >>> chunk_size_for(256, 65_536, 4096)
         4096
     """
+    if _whole.get():
+        return max(num_keys, 1)
     if chunk_size is not None:
         return operator.index(chunk_size)
     cpu = jax.default_backend() == "cpu"

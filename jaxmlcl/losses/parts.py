@@ -9,7 +9,7 @@ from ._common import divide
 from ._contrastive import sum_classes
 from ._pairs import Anchors, Keys
 from ._problem import Problem, Statistics, own_keys, prepare
-from ._walk import Rule, Seen, Walk, merge_walks, walk
+from ._walk import Rule, Seen, Walk, merge_walks, unchunked, walk
 
 __all__ = [
     "Anchors",
@@ -24,5 +24,6 @@ __all__ = [
     "own_keys",
     "prepare",
     "sum_classes",
+    "unchunked",
     "walk",
 ]

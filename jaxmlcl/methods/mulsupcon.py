@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jaxmlcl import queue as momentum_queue
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.layout import batch_devices
-from jaxmlcl.losses import multi_positive_infonce, normalize, pair_statistics
+from jaxmlcl.losses import class_sums, normalize
 from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.networks import init_module, run_module
 from jaxmlcl.models import MLP, Encoder, Projection
+from jaxmlcl.sharding import multi_positive_infonce
 from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
 
 PyTree = Any
@@ -57,6 +58,10 @@ class MulSupCon(Objective):
     """Least overlap of a positive pair (jaccard only)."""
     empty_matches_empty: bool = True
     """Whether two samples without labels are positives of each other (all and jaccard only)."""
+    strategy: Literal["auto", "gather_keys", "gather_anchors", "ring"] = "auto"
+    """What travels between several devices in the loss; auto: the fewest bytes."""
+    chunk_size: int | None = None
+    """Keys the loss looks at in one go (keys); none: chosen from the shapes."""
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
@@ -69,6 +74,7 @@ class MulSupCon(Objective):
                 f"at most {momentum_queue.CAPACITY_LIMIT}",
             ),
             ("threshold", 0 <= self.threshold <= 1, "between 0 and 1"),
+            ("chunk_size", self.chunk_size is None or self.chunk_size >= 1, "at least 1"),
         ):
             if not fits:
                 raise ConfigError(f"objective: {name} must be {wanted}, not {getattr(self, name)}")
@@ -148,36 +154,38 @@ class MulSupCon(Objective):
         old_keys, old_labels, old_ids, valid = momentum_queue.visible(
             queue, batch.step_samples, fill=self.queue_fill
         )
-        size = anchors.shape[0]
-        pairs: dict[str, Any] = {
-            "key_valid": jnp.concatenate([jnp.ones(size, bool), valid]),
-            "weighting": self.weighting,
-            "threshold": self.threshold,
-            "empty_matches_empty": self.empty_matches_empty,
-        }
+        pairs: dict[str, Any] = {}
         if self.exclude_same_sample:
-            # The batch's keys keep id -1, so that an anchor's own key stays its positive.
+            # The batch's keys get id -1, so that an anchor's own key stays its positive.
             pairs["anchor_ids"] = batch.ids
-            pairs["key_ids"] = jnp.concatenate([jnp.full(size, -1, batch.ids.dtype), old_ids])
+            pairs["key_ids"] = (jnp.full_like(batch.ids, -1), old_ids)
         if batch.label_mask is not None:
             # A sample of which nothing is known is no anchor; its key stays in the denominator.
             pairs["label_mask"] = batch.label_mask
             pairs["where"] = batch.label_mask.any(-1)
-            known = momentum_queue.known_labels(queue)
-            pairs["key_label_mask"] = jnp.concatenate([batch.label_mask, known])
-        key_labels = jnp.concatenate([batch.labels, old_labels.astype(batch.labels.dtype)])
-        loss = multi_positive_infonce(
+            pairs["key_label_mask"] = (batch.label_mask, momentum_queue.known_labels(queue))
+        if self.queue_class_sums:
+            held = momentum_queue.visible_class_sums(
+                queue, batch.step_samples, fill=self.queue_fill
+            )
+            pairs["class_sums"] = jax.tree.map(jnp.add, held, class_sums(keys, batch.labels))
+        loss, measured = multi_positive_infonce(
             anchors,
-            jnp.concatenate([keys, old_keys.astype(keys.dtype)]),
+            (keys, old_keys),
             batch.labels,
-            key_labels,
+            (batch.labels, old_labels),
+            key_valid=(None, valid),
+            weighting=self.weighting,
             temperature=self.temperature,
+            threshold=self.threshold,
+            empty_matches_empty=self.empty_matches_empty,
+            chunk_size=self.chunk_size,
+            strategy=self.strategy,
+            replicated=(False, queue.shards == 1),
+            statistics=True,
             **pairs,
         )
-        measurements = {
-            **pair_statistics(batch.labels, key_labels, **pairs),
-            "queue_fill": momentum_queue.fill_fraction(queue),
-        }
+        measurements = {**measured, "queue_fill": momentum_queue.fill_fraction(queue)}
         new = {**state, "batch_stats": stats, "key_stats": key_stats}
         emitted: tuple[Any, ...] = (keys, batch.labels, batch.ids)
         if batch.label_mask is not None:

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxmlcl.data.augment import augment
 from jaxmlcl.layout import joined, micro_batches, stream_rows
+from jaxmlcl.losses.parts import unchunked
 from jaxmlcl.training.objective import Batch, BatchSpec
 from jaxmlcl.training.optimizers import Plateau, matches, parameter_paths
 from jaxmlcl.training.stage import Stage
@@ -226,9 +227,11 @@ def count_flops(stage: Stage, spec: BatchSpec, params: PyTree, state: PyTree) ->
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         # JAX_PLATFORMS leaves the host out; the compiler's own count is the next best.
-        costs: Any = jax.jit(work).lower(params, state, shapes, key).compile().cost_analysis()
+        with unchunked():
+            lowered = jax.jit(work).lower(params, state, shapes, key)
+        costs: Any = lowered.compile().cost_analysis()
     else:
-        with jax.default_device(host):
+        with jax.default_device(host), unchunked():
             costs = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
     return parts * float(costs["flops"])
 
