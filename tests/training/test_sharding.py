@@ -51,12 +51,20 @@ def run(
     return np.array(losses), jax.device_get(state.params)
 
 
-def compare(kind: str, optimizer: str, mesh: str, precision: str, **changes: Any) -> None:
+def compare(
+    kind: str,
+    optimizer: str,
+    mesh: str,
+    precision: str,
+    *,
+    single: float = 1e-5,
+    **changes: Any,
+) -> None:
     stage = pretrain(kind, OPTIMIZERS[optimizer], **changes)
     one_losses, one = run(kind, stage, MeshSpec(), precision)
     many_losses, many = run(kind, stage, MESHES[mesh], precision)
     assert one_losses[-1] != one_losses[0]
-    tolerance = 1e-12 if precision == "float64" else 1e-5
+    tolerance = 1e-12 if precision == "float64" else single
     np.testing.assert_allclose(many_losses, one_losses, rtol=tolerance, atol=0)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         if precision == "float64":
@@ -89,7 +97,10 @@ def test_vectors_in_float32(mesh: str, optimizer: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "optimizer"), [("data", "adam"), ("both", "sgd")])
 def test_convolutions_in_float32(mesh: str, optimizer: str) -> None:
-    compare("pictures", optimizer, mesh, "float32")
+    # Sums over the batch are in another order, 2e-7 in the first steps; Adam divides small
+    # gradients by small ones and makes up to 1.05e-5 of it after twenty.
+    single = 3e-5 if optimizer == "adam" else 1e-5
+    compare("pictures", optimizer, mesh, "float32", single=single)
 
 
 @pytest.mark.usefixtures("x64")
