@@ -65,21 +65,35 @@ def segmented(value: Any, segments: int | None, argument: str) -> tuple[Any, ...
         (None, None)
     """
     if segments is None:
+        shape_of(argument, value)
         return (value,)
     if value is None:
         return (None,) * segments
     if not isinstance(value, tuple) or len(value) != segments:
-        have = f"a tuple of {len(value)}" if isinstance(value, tuple) else "no tuple"
+        have = f"has shape {list(shape_of(argument, value))}"
+        if isinstance(value, tuple):
+            have = f"is a tuple of {len(value)}"
         raise ValueError(
-            f"{argument} is {have}; expected a tuple of {segments}, one entry for each array of "
-            "keys"
+            f"{argument} {have}; expected a tuple of {segments}, one entry for each array of keys"
         )
     return value
 
 
+def shape_of(argument: str, value: Any) -> tuple[int, ...]:
+    """Shape of what should be one array; arrays that make none together are refused."""
+    try:
+        return np.shape(value)
+    except (TypeError, ValueError):
+        kind = f"{type(value).__name__} of {len(value)}"
+        raise ValueError(
+            f"{argument} is a {kind} of different shapes; expected one array, or a tuple of "
+            "arrays for each argument of the keys"
+        ) from None
+
+
 def is_segmented(keys: Any) -> bool:
     """Whether keys are given as a tuple of segments, and not as one array."""
-    return isinstance(keys, tuple) and len(keys) > 0 and all(np.ndim(part) >= 2 for part in keys)
+    return isinstance(keys, tuple) and any(np.ndim(part) >= 2 for part in keys)
 
 
 def check_and_mask(

@@ -24,6 +24,7 @@ from ._pairs import (
     check_and_mask,
     is_segmented,
     known_key_labels,
+    shape_of,
 )
 from ._walk import Rule, Walk, chunk_size_for, fold, is_plain, num_keys, take
 
@@ -222,10 +223,12 @@ def prepare(
     check_shape("anchors", anchors.shape, {"B": None, "D": None})
     check_floating("anchors", anchors)
     several = is_segmented(keys)
-    parts = tuple(jnp.asarray(part) for part in (keys if several else (keys,)))
-    for number, part in enumerate(parts):
-        name = f"keys[{number}]" if several else "keys"
-        check_shape(name, part.shape, {"K": None, "D": anchors.shape[1]})
+    given_keys = keys if several else (keys,)
+    names = [f"keys[{number}]" for number in range(len(keys))] if several else ["keys"]
+    for name, part in zip(names, given_keys, strict=True):
+        check_shape(name, shape_of(name, part), {"K": None, "D": anchors.shape[1]})
+    parts = tuple(jnp.asarray(part) for part in given_keys)
+    for name, part in zip(names, parts, strict=True):
         check_floating(name, part)
     check_number("temperature", temperature, minimum=0, strict=True)
     dtype = accumulation_dtype(anchors, *parts)
