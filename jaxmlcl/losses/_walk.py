@@ -305,8 +305,10 @@ def _slice_bits(x: jax.Array, start: Any, size: int) -> jax.Array:
     """A slice of 16-bit floats, taken as integers.
 
     XLA on a CPU computes in float32 and would convert the whole of x before the loop; bits it
-    leaves alone. They have no derivative, so the slice is given its own.
+    leaves alone. They have no derivative, so the slice is given its own. The barrier ties x to
+    the chunk at hand: without it all bits of x are copied before the loop.
     """
+    x, start = jax.lax.optimization_barrier((x, start))
     bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
     return jax.lax.bitcast_convert_type(_plain_slice(bits, start, size), x.dtype)
 
