@@ -70,9 +70,10 @@ def segmented(value: Any, segments: int | None, argument: str) -> tuple[Any, ...
     if value is None:
         return (None,) * segments
     if not isinstance(value, tuple) or len(value) != segments:
-        have = f"has shape {list(shape_of(argument, value))}"
         if isinstance(value, tuple):
             have = f"is a tuple of {len(value)}"
+        else:
+            have = f"has shape {list(shape_of(argument, value))}"
         raise ValueError(
             f"{argument} {have}; expected a tuple of {segments}, one entry for each array of keys"
         )
@@ -84,10 +85,9 @@ def shape_of(argument: str, value: Any) -> tuple[int, ...]:
     try:
         return np.shape(value)
     except (TypeError, ValueError):
-        kind = f"{type(value).__name__} of {len(value)}"
         raise ValueError(
-            f"{argument} is a {kind} of different shapes; expected one array, or a tuple of "
-            "arrays for each argument of the keys"
+            f"{argument} is a {type(value).__name__} of {len(value)}; expected one array, or a "
+            "tuple of arrays for each argument of the keys"
         ) from None
 
 

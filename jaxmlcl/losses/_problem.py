@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ._pairs import (
     FACTORISED,
     Anchors,
     Keys,
+    Maybe,
     allowed_pairs,
     check_and_mask,
     is_segmented,
@@ -29,6 +30,15 @@ from ._pairs import (
 from ._walk import Rule, Walk, chunk_size_for, fold, is_plain, num_keys, take
 
 Statistics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+class OwnKeys(NamedTuple):
+    """The key of each anchor's own sample."""
+
+    embeddings: jax.Array
+    """[B, D]"""
+    valid: Maybe = None
+    """[B] bool, None where every anchor has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +137,12 @@ class Problem:
             values, terms = jnp.where(kept, values, 0), jnp.where(kept, terms, 0)
         return values, terms
 
-    def statistics(self, found: Walk, own: jax.Array | None = None) -> Statistics:
+    def statistics(self, found: Walk, own: OwnKeys | None = None) -> Statistics:
         """What the walk tells beside the loss: name -> (value [B], its weight in the mean [B]).
 
         Args:
             found: a complete walk with `seen`.
-            own: [B, D] each anchor's own key, where there is one.
+            own: each anchor's own key, from `own_keys`.
         """
         seen, anchors = found.seen, self.anchors
         if seen is None:
@@ -174,13 +184,14 @@ class Problem:
             "uniformity": (log_sum - jnp.log(number) - 1 / t, compared),
         }
         if own is not None:
-            own = jax.lax.stop_gradient(own).astype(z.dtype)
-            score, unscaled = (z * own).sum(-1), z * t
-            distance = (unscaled**2).sum(-1) + (own**2).sum(-1) - 2 * t * score
+            with_own = kept if own.valid is None else kept & own.valid
+            keys = jax.lax.stop_gradient(own.embeddings).astype(z.dtype)
+            score, unscaled = (z * keys).sum(-1), z * t
+            distance = (unscaled**2).sum(-1) + (keys**2).sum(-1) - 2 * t * score
             # The same product in another order may differ in its last bits.
             slack = 1e-5 * jnp.maximum(1, jnp.abs(seen.best))
-            measured["alignment"] = (jnp.maximum(distance, 0), kept)
-            measured["in_batch_top1"] = (score >= seen.best - slack, kept)
+            measured["alignment"] = (jnp.maximum(distance, 0), with_own)
+            measured["in_batch_top1"] = (score >= seen.best - slack, with_own)
         return {
             name: (jnp.where(weight > 0, value, 0).astype(z.dtype), weight.astype(z.dtype))
             for name, (value, weight) in measured.items()
@@ -265,13 +276,15 @@ def prepare(
     return Problem(of_anchors._replace(embeddings=z / scale), segments, rule, scale, given)
 
 
-def own_keys(problem: Problem) -> jax.Array | None:
+def own_keys(problem: Problem) -> OwnKeys | None:
     """The first segment of keys, where it has one key for each anchor; None where it has not.
 
     A single array of keys tells nothing about which key is whose.
     """
-    first = problem.segments[0].embeddings
-    return first if len(problem.segments) > 1 and first.shape == problem.shape else None
+    first = problem.segments[0]
+    if len(problem.segments) == 1 or first.embeddings.shape != problem.shape:
+        return None
+    return OwnKeys(first.embeddings, first.valid)
 
 
 def _checked(

@@ -56,23 +56,33 @@ def raw(inputs: dict[str, Any], dtype: str = "float64") -> tuple[jax.Array, ...]
 
 @pytest.fixture(scope="module")
 def golden_loss(quick_compile: dict[str, int]) -> Any:
-    """Value and gradient with respect to the raw anchors, compiled once per weighting and dtype."""
+    """Value and gradient with respect to the raw anchors, compiled once per weighting and dtype.
 
-    def loss(q: jax.Array, k: jax.Array, *rest: Any, **options: Any) -> jax.Array:
+    With `every_path` a list of them: all keys at once, in chunks, and in parts.
+    """
+
+    def loss(q: jax.Array, k: jax.Array, *rest: Any, cut: int | None, **options: Any) -> jax.Array:
         labels, key_labels, temperature = rest
+        keys = losses.normalize(k)
+        if cut is not None:
+            keys, key_labels = (keys[:cut], keys[cut:]), (key_labels[:cut], key_labels[cut:])
         return losses.multi_positive_infonce(
-            losses.normalize(q),
-            losses.normalize(k),
-            labels,
-            key_labels,
-            temperature=temperature,
-            **options,
+            losses.normalize(q), keys, labels, key_labels, temperature=temperature, **options
         )
 
+    def found(*arrays: Any, weighting: str, every_path: bool = False) -> Any:
+        paths = [(None, None)]
+        if every_path:
+            num_anchors, num_keys = len(arrays[0]), len(arrays[1])
+            paths += [(1, None), (2, None), (num_keys, None), (None, num_anchors), (2, num_anchors)]
+        results = [
+            jax.value_and_grad(loss)(*arrays, cut=cut, chunk_size=size, weighting=weighting)
+            for size, cut in paths
+        ]
+        return results if every_path else results[0]
+
     return jax.jit(
-        jax.value_and_grad(loss),
-        static_argnames="weighting",
-        compiler_options=quick_compile,
+        found, static_argnames=("weighting", "every_path"), compiler_options=quick_compile
     )
 
 
@@ -89,15 +99,18 @@ def test_golden(
     tolerance: float,
 ) -> None:
     entry = golden[f"{name}_tau{temperature}"]
-    value, grad = golden_loss(
+    results = golden_loss(
         *raw(entry["inputs"], dtype),
         entry["inputs"]["tau"],
         weighting=GOLDEN[name],
+        every_path=True,
     )
-    assert value.dtype == dtype
-    np.testing.assert_allclose(value, entry["value"], rtol=0, atol=tolerance)
+    assert len(results) == 6
     assert entry["grad"]["wrt"] == "q_raw[0,1]"
-    np.testing.assert_allclose(grad[0, 1], entry["grad"]["value"], rtol=0, atol=tolerance)
+    for value, grad in results:
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value, entry["value"], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(grad[0, 1], entry["grad"]["value"], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("ids", [False, True])
@@ -405,8 +418,15 @@ def test_normalize() -> None:
     ],
 )
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:
+    given = problem(0) | change
     with pytest.raises(ValueError, match=message):
-        losses.multi_positive_infonce(**(problem(0) | change))
+        losses.multi_positive_infonce(**given)
+    # Shapes, types and options are known while tracing; what stands in arrays is not.
+    if r" at \[" not in message:
+        arrays = {name: x for name, x in given.items() if isinstance(x, np.ndarray | tuple)}
+        rest = {name: x for name, x in given.items() if name not in arrays}
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda arrays: losses.multi_positive_infonce(**arrays, **rest), arrays)
 
 
 def test_shapes_are_refused_while_tracing_and_values_are_not_looked_at() -> None:
