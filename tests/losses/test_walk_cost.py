@@ -216,7 +216,7 @@ def test_memory_does_not_grow_with_the_keys(weighting: str, dtype: str) -> None:
 def test_memory_of_a_gradient_in_the_keys_is_that_of_the_gradient() -> None:
     small, large = (temporaries("mulsupcon", 1, n, chunk_size=1024) for n in (2**13, 2**16))
     # The chunks' gradients, before they are put together.
-    assert large - small <= 4 * D * (2**16 - 2**13)
+    assert large - small < 1.05 * 4 * D * (2**16 - 2**13)
 
 
 def test_the_number_of_labels_of_an_anchor_is_not_in_the_program() -> None:
