@@ -47,7 +47,7 @@ test-slow: $(DEVELOP)
 	$(PYTEST) tests -m slow
 
 coverage: $(DEVELOP)
-	$(PYTEST) tests/losses tests/evaluation tests/test_queue.py -m "not slow" \
+	$(PYTEST) tests/losses tests/evaluation tests/test_queue*.py -m "not slow" \
 	  --cov=jaxmlcl.losses --cov=jaxmlcl.queue --cov=jaxmlcl.evaluation --cov-fail-under=95
 
 lint: $(DEVELOP)

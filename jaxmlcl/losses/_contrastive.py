@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from ._chunks import chunk_size_for, fold, take
 from ._common import accumulation_dtype, check_floating, check_shape, divide, dot
 from ._pairs import Keys, check_and_mask, known_key_labels, positive_pairs
 from ._problem import own_keys, prepare
-from ._walk import add, chunk_size_for, embeddings_of, fold, take, walk
+from ._walk import add, embeddings_of, walk
 
 
 def normalize(x: ArrayLike, *, axis: int = -1, epsilon: float = 1e-12) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from ._chunks import chunk_size_for, fold, is_plain, num_keys, take
 from ._common import accumulation_dtype, check_floating, check_number, check_shape, divide, dot
 from ._pairs import (
     FACTORISED,
@@ -27,7 +28,7 @@ from ._pairs import (
     known_key_labels,
     shape_of,
 )
-from ._walk import Rule, Walk, chunk_size_for, fold, is_plain, num_keys, take
+from ._walk import Rule, Walk
 
 Statistics = dict[str, tuple[jax.Array, jax.Array]]
 

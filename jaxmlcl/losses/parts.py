@@ -5,11 +5,12 @@ adds what other keys give; `Problem.complete` and `Problem.rows` turn the sums i
 collective strategies of `jaxmlcl.sharding` are built from these.
 """
 
+from ._chunks import unchunked
 from ._common import divide
 from ._contrastive import sum_classes
 from ._pairs import Anchors, Keys
 from ._problem import Problem, Statistics, own_keys, prepare
-from ._walk import Rule, Seen, Walk, merge_walks, unchunked, walk
+from ._walk import Rule, Seen, Walk, merge_walks, walk
 
 __all__ = [
     "Anchors",

@@ -353,6 +353,13 @@ def _panels(run: Run, stage: str) -> Iterator[tuple[str, str, list[Line], dict[s
     fill = [line("train", "queue_fill", "fill", 5)]
     yield "Queue fill", "fill", fill, {"limits": (-0.03, 1.03)}
     yield "Positives per anchor", "pairs", [line("train", "positives_per_anchor", "pairs", 1)], {}
+    alike = [
+        line("train", "positive_similarity", "positives", 1),
+        line("train", "negative_similarity", "other keys", 2, True),
+    ]
+    yield "Similarity of anchors and keys", "similarity", alike, {}
+    best = [line("train", "in_batch_top1", "share", 3)]
+    yield "Own key is the batch's best", "top1", best, {"limits": (-0.03, 1.03)}
 
 
 def _chart(
