@@ -154,7 +154,9 @@ def test_commands_resolve(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    for program, *words in commands(page):
+    for words in commands(page):
+        # What is set for one command stands before it.
+        program, *words = itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words)
         if program == "jaxmlcl":
             command, target, *flags = words
             assert command in cli.COMMANDS
