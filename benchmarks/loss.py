@@ -23,7 +23,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,17 @@ LARGEST, LARGEST_BYTES = (4096, 1_048_576, 365), 256 * 2**20
 FLOOR_AIM, BYTES_AIM = 1.2, 16e6
 AIMS = {EAGER: 28.0, WEIGHTS: 1.6, CLASS_SUMS: 1.3}
 SMALL_AIM = 1.1
+SMALL_SHAPES = ((64, 8192, 80), (256, 8192, 80))
 
 
 def main() -> int:
     """Measure, or read earlier figures; write; 0 if all forms compute the same."""
     options = parse()
-    if options.read:
-        report = json.loads(options.read.read_text())
-    else:
-        report = measure(options)
+    report = json.loads(options.read.read_text()) if options.read else measure(options)
+    if report.get("shapes"):
+        measured = [figures_of(entry) for entry in report["shapes"]]
+        report["aims"] = aims(measured, report.get("small", ()))
+    if not options.read:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(options.json, json.dumps(report, indent=2) + "\n")
     print()
@@ -151,7 +153,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     report["disagreements"] = []
     if "shapes" in options.only:
         report["shapes"] = list(bench_shapes(options, torch, report["disagreements"]))
-        report["aims"] = aims([figures_of(entry) for entry in report["shapes"]])
     if "memory" in options.only:
         report["keys"] = curve_of_keys(options)
         report["labels"] = curve_of_labels(options, torch)
@@ -261,7 +262,7 @@ def bench_small(options: argparse.Namespace, disagreements: list[str]) -> list[d
     return found
 
 
-def aims(measured: list[LossFigures]) -> list[dict[str, Any]]:
+def aims(measured: list[LossFigures], small: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """What is aimed at, and what was reached in this run."""
     found = []
 
@@ -288,6 +289,17 @@ def aims(measured: list[LossFigures]) -> list[dict[str, Any]]:
             used = forms[OURS].peak
             aim = f"at most {LARGEST_BYTES / 1e6:.0f}"
             note(f"peak at {size}, MB", aim, used / 1e6, used <= LARGEST_BYTES)
+        plain = [median(forms[name].ratios) for name in JAX_FORMS[1:] if name in forms]
+        if size in SMALL_SHAPES and plain:
+            reached = 1 / min(plain)
+            what = f"{OURS} / better plain form at {size}"
+            note(what, f"at most {SMALL_AIM}", reached, reached <= SMALL_AIM)
+    if small:
+        worst = max(small, key=lambda entry: median(entry["ratios"]))
+        reached = median(worst["ratios"])
+        what = f"{OURS} / better plain form, worst of the small sizes"
+        what += f" ({worst['anchors']} x {worst['keys']})"
+        note(what, f"at most {SMALL_AIM}", reached, reached <= SMALL_AIM)
     return found
 
 

@@ -171,3 +171,22 @@ def test_sums_of_double_precision() -> None:
     assert queue.class_sums(q)[0].dtype == jnp.float64
     keys, labels = np.asarray(q.keys), np.asarray(q.labels, np.float64)
     check(queue.class_sums(q), (labels.T @ keys, labels.sum(0)), 1e-14)
+
+
+def test_a_label_that_no_key_carries_any_more_is_exactly_zero() -> None:
+    """Degrees that are added and subtracted leave rounding; its mean would be anything."""
+    q = queue.init(64, 2, 2, label_dtype=jnp.float32, class_sums=True)
+    degrees = np.array([[0.1, 0.7], [0.2, 0.1], [0.7, 0.2]], np.float32)
+    keys = np.array([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0]], np.float32)
+    step = jax.jit(queue.enqueue)
+    # Past the 64th key, where sums are made anew, 63 keys with the first label leave by threes.
+    for number in range(22):
+        q = step(q, keys, degrees, np.arange(3) + 3 * number)
+    for number in range(21):
+        q = step(q, keys, degrees * [[0, 1]], np.arange(3) + 3 * number)
+    q = step(q, keys[:1], degrees[:1] * [[0, 1]], np.arange(1))
+    assert not (np.asarray(q.labels)[:, 0] > 0).any()
+    sums, counts = queue.class_sums(q)
+    assert counts[0] == 0
+    np.testing.assert_array_equal(sums[0], 0)
+    assert counts[1] > 0

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from ._pairs import Keys
 
-# Scores [B, chunk] that are held at a time where nothing else is asked for. On a CPU they should
-# stay in the cache, and below the second number all pairs at once are as fast; an accelerator
-# wants few, large products.
-_CPU_SCORES, _CPU_PLAIN = 2**18, 2**19
-_ACCELERATOR_SCORES = 2**25
+# Numbers that are held at a time where nothing else is asked for, scores [B, chunk] above all. On a
+# CPU they should stay in the cache, and below the second number of scores all pairs at once are as
+# fast; an accelerator wants few, large products. The last number of each bounds the keys and labels
+# that are made wide at once.
+_CPU_SCORES, _CPU_PLAIN, _CPU_WIDE = 2**18, 2**19, 2**22
+_ACCELERATOR_SCORES, _ACCELERATOR_WIDE = 2**25, 2**28
 _SMALLEST_CHUNK = 256
 
 
@@ -39,13 +40,16 @@ def unchunked() -> Iterator[None]:
         _whole.reset(token)
 
 
-def chunk_size_for(num_anchors: int, num_keys: int, chunk_size: int | None = None) -> int:
+def chunk_size_for(
+    num_anchors: int, num_keys: int, chunk_size: int | None = None, *, per_key: int = 0
+) -> int:
     """Keys per chunk: the caller's, or chosen from the shapes.
 
     Args:
         num_anchors: B.
         num_keys: K, over all segments.
         chunk_size: the caller's choice.
+        per_key: numbers of a key and its labels, D + L, which a chunk holds beside the scores.
 
     Example:
         >>> chunk_size_for(256, 65_536, 4096)
@@ -56,18 +60,21 @@ def chunk_size_for(num_anchors: int, num_keys: int, chunk_size: int | None = Non
     if chunk_size is not None:
         return operator.index(chunk_size)
     cpu = jax.default_backend() == "cpu"
-    pairs = max(num_anchors, 1) * num_keys
-    if pairs <= (_CPU_PLAIN if cpu else _ACCELERATOR_SCORES):
+    pairs, wide = max(num_anchors, 1) * num_keys, per_key * num_keys
+    most = (_CPU_PLAIN, _CPU_WIDE) if cpu else (_ACCELERATOR_SCORES, _ACCELERATOR_WIDE)
+    if pairs <= most[0] and wide <= most[1]:
         return max(num_keys, 1)
     scores = _CPU_SCORES if cpu else _ACCELERATOR_SCORES
-    size = max(scores // max(num_anchors, 1), _SMALLEST_CHUNK)
+    size = max(scores // max(num_anchors, per_key // 2, 1), _SMALLEST_CHUNK)
     return min(num_keys, -(-size // _SMALLEST_CHUNK) * _SMALLEST_CHUNK)
 
 
-def is_plain(num_anchors: int, segments: tuple[Keys, ...], chunk_size: int | None) -> bool:
-    """Whether every segment is one chunk, so that plain autodiff is as good or better."""
-    sizes = [num_keys(keys) for keys in segments]
-    return max(sizes) <= chunk_size_for(num_anchors, sum(sizes), chunk_size)
+def chunk_of(anchors: int, segments: tuple[Keys, ...], chunk_size: int | None) -> tuple[int, bool]:
+    """Keys per chunk, and whether that is all of them, so that plain autodiff is as good."""
+    total = sum(num_keys(keys) for keys in segments)
+    per_key = max(sum(x.shape[1] for x in keys[:2] if x is not None) for keys in segments)
+    chunk = chunk_size_for(anchors, total, chunk_size, per_key=per_key)
+    return chunk, chunk >= total
 
 
 def num_keys(keys: Keys) -> int:

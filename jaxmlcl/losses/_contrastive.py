@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from ._chunks import chunk_size_for, fold, take
 from ._common import accumulation_dtype, check_floating, check_shape, divide, dot
-from ._pairs import Keys, check_and_mask, known_key_labels, positive_pairs
+from ._pairs import Keys, check_and_mask, known_key_labels, positive_pairs, shape_of
 from ._problem import own_keys, prepare
 from ._walk import add, embeddings_of, walk
 
@@ -91,7 +91,8 @@ def sum_classes(keys: Keys, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
     # As many keys at a time as if the labels were anchors.
     rows, num_labels = keys.labels.shape
-    return fold(add_up, add, rows, chunk_size_for(num_labels, rows))
+    width = num_labels + keys.embeddings.shape[1]
+    return fold(add_up, add, rows, chunk_size_for(num_labels, rows, per_key=width))
 
 
 def multi_positive_infonce(
@@ -206,7 +207,8 @@ def multi_positive_infonce(
         - `uniformity`: log mean_p exp((z . k_p - 1) / temperature); for unit vectors the Gaussian
           potential of Wang & Isola (ICML 2020) with their t = 1 / (2 temperature).
         - `alignment`, `in_batch_top1`: ||z_i - k_i||^2, and how often k_i is the best key of the
-          first segment; only where keys are a tuple whose first array has a key for each anchor.
+          first segment; only where keys are a tuple of several arrays, the first of which has a key
+          for each anchor.
 
     Raises:
         ValueError: an argument that does not fit; the message names it and its shape. Labels are
@@ -293,7 +295,10 @@ def log_denominator(
         >>> log_denominator(z, z, temperature=1.0, anchor_ids=rows, key_ids=rows).round(4)
         Array([0.6931, 0.6931, 0.6931], dtype=float32)
     """
-    unlabelled = [np.zeros((*np.shape(x)[:1], 0), np.uint8) for x in (anchors, keys)]
+    unlabelled = [
+        np.zeros((*shape_of(name, x)[:1], 0), np.uint8)
+        for name, x in (("anchors", anchors), ("keys", keys))
+    ]
     problem = prepare(
         anchors,
         keys,
@@ -341,7 +346,7 @@ def pair_statistics(
         threshold: least Jaccard index of a positive, in [0, 1].
         empty_matches_empty: whether `all` and `jaccard` pair two empty label sets.
         where: [B], False for anchors to leave out.
-        chunk_size: keys looked at a time; None for all at once.
+        chunk_size: keys looked at a time; None: chosen from the shapes.
 
     Returns:
         `positives_per_anchor`: positives of an anchor, mean over the labelled anchors;
@@ -381,7 +386,7 @@ def pair_statistics(
         return positive.sum(-1, dtype=jnp.float32)
 
     num_anchors, num_keys = np.shape(anchor_labels)[0], np.shape(key_labels)[0]
-    chunk = chunk_size_for(num_anchors, num_keys, chunk_size)
+    chunk = chunk_size_for(num_anchors, num_keys, chunk_size, per_key=np.shape(key_labels)[1])
     positives = fold(count, jnp.add, num_keys, chunk)
     kept = jnp.ones(num_anchors, bool) if anchors.kept is None else anchors.kept
     labelled = kept & (jnp.asarray(anchors.labels) > 0).any(-1)

@@ -122,7 +122,8 @@ def check_and_mask(
     check_number("threshold", threshold, minimum=0, maximum=1)
     if chunk_size is not None:
         check_chunk_size(chunk_size)
-    check_shape("anchor_labels", np.shape(anchor_labels), {"B": num_anchors, "L": None})
+    shape = shape_of("anchor_labels", anchor_labels)
+    check_shape("anchor_labels", shape, {"B": num_anchors, "L": None})
     size, num_labels = np.shape(anchor_labels)
     for argument, array, expected in (
         ("anchor_ids", anchor_ids, {"B": size}),
@@ -130,7 +131,7 @@ def check_and_mask(
         ("where", where, {"B": size}),
     ):
         if array is not None:
-            check_shape(argument, np.shape(array), dict(expected))
+            check_shape(argument, shape_of(argument, array), dict(expected))
     if (anchor_ids is None) != (key_ids is None):
         missing = "anchor_ids" if anchor_ids is None else "key_ids"
         raise ValueError(f"{missing} is None; expected both anchor_ids and key_ids, or neither")
@@ -160,7 +161,8 @@ def check_and_mask(
         ):
             array = segmented(value, segments, argument)[number]
             if array is not None:
-                check_shape(f"{argument}{mark}", np.shape(array), dict(expected))
+                name = f"{argument}{mark}"
+                check_shape(name, shape_of(name, array), dict(expected))
             masks[argument] = array
         if (anchor_ids is None) != (masks["key_ids"] is None):
             raise ValueError(f"key_ids{mark} is None; expected [K] with K = {count}")
@@ -168,7 +170,7 @@ def check_and_mask(
             None,
             jnp.asarray(labels),
             _array(masks["key_valid"], bool),
-            _array(masks["key_ids"]),
+            _ids(f"key_ids{mark}", masks["key_ids"]),
             _array(masks["key_label_mask"], bool),
         )
         check_labels(f"key_labels{mark}", labels, _known(keys), binary=binary)
@@ -179,9 +181,27 @@ def check_and_mask(
         # label that is unknown is a 0.
         compared = jnp.ones((1, 1), bool) if known is None else known
         compared = jnp.broadcast_to(compared, of_anchors.shape)
-    own_ids = None if anchor_ids is None else jnp.asarray(anchor_ids)
+    own_ids = _ids("anchor_ids", anchor_ids)
     limit = jnp.asarray(threshold, dtype)
     return Anchors(None, of_anchors, kept, own_ids, compared, limit), tuple(parts)
+
+
+def _ids(argument: str, value: Any) -> jax.Array | None:
+    """Sample ids; what would not stay the same number in JAX's integers is refused."""
+    if value is None:
+        return None
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{argument} is {array.dtype} {list(array.shape)}; expected integers")
+    kept = jnp.asarray(array)
+    if isinstance(array, np.ndarray) and array.size:
+        limits = jnp.iinfo(kept.dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ValueError(
+                f"{argument} {list(array.shape)} go from {array.min()} to {array.max()}; expected "
+                f"numbers that fit {kept.dtype}"
+            )
+    return kept
 
 
 def _array(value: Any, dtype: Any = None) -> jax.Array | None:
@@ -227,13 +247,13 @@ def positive_pairs(
     Without `anchors.label_weights` the weights of `mulsupcon` are left at 1, which is enough to
     know the positives.
     """
-    labels, of_keys = jnp.asarray(anchors.labels), known_key_labels(keys, dtype)
-    allowed = allowed_pairs(anchors, keys)
+    of_keys, allowed = known_key_labels(keys, dtype), allowed_pairs(anchors, keys)
     if weighting in FACTORISED and anchors.label_weights is not None:
         # Masked by what is allowed only: a degree of 0 has a derivative.
         weights = dot(anchors.label_weights, of_keys.T)
         weights = weights if allowed is None else jnp.where(allowed, weights, 0)
         return weights, weights > 0
+    labels = jnp.asarray(anchors.labels)
     shared = dot(labels, of_keys.T)
     if weighting in ("all", "jaccard"):
         sizes, key_sizes, common = _compared_sizes(anchors, keys, labels, of_keys)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from ._chunks import chunk_size_for, fold, is_plain, num_keys, take
+from ._chunks import chunk_of, fold, num_keys, take
 from ._common import accumulation_dtype, check_floating, check_number, check_shape, divide, dot
 from ._pairs import (
     FACTORISED,
@@ -71,8 +72,8 @@ class Problem:
         if rule.weighting not in FACTORISED or self.class_sums is not None:
             return None
         with_ids = self.anchors.ids is not None
-        few = few_anchors and num_anchors < dim
-        if not with_ids and not (few and is_plain(num_anchors, self.segments, rule.chunk_size)):
+        chunk, plain = chunk_of(num_anchors, self.segments, rule.chunk_size)
+        if not with_ids and not (few_anchors and num_anchors < dim and plain):
             return None
 
         def count(keys: Keys, start: Any, size: int, _: Any) -> jax.Array:
@@ -83,7 +84,6 @@ class Problem:
             return dot(jnp.asarray(allowed_pairs(self.anchors, chunk)).astype(rule.dtype), labels)
 
         sizes = [num_keys(keys) for keys in self.segments]
-        chunk = chunk_size_for(num_anchors, sum(sizes), rule.chunk_size)
         parts = [
             fold(functools.partial(count, keys), jnp.add, size, chunk)
             for keys, size in zip(self.segments, sizes, strict=True)
@@ -231,6 +231,7 @@ def prepare(
     Raises:
         ValueError: an argument that does not fit; the message names it and its shape.
     """
+    shape_of("anchors", anchors)
     anchors = jnp.asarray(anchors)
     check_shape("anchors", anchors.shape, {"B": None, "D": None})
     check_floating("anchors", anchors)
@@ -297,6 +298,14 @@ def _checked(
             f"class_sums is given with weighting {weighting!r}, which does not factorise over "
             f"labels; expected None, or weighting {' or '.join(FACTORISED)}"
         )
+    if not isinstance(class_sums, (tuple, list)) or len(class_sums) != 2:
+        shape = f" of shape {list(np.shape(class_sums))}" if hasattr(class_sums, "shape") else ""
+        raise ValueError(
+            f"class_sums is a {type(class_sums).__name__}{shape}; expected a pair, "
+            "sums [L, D] and counts [L]"
+        )
+    for number, part in enumerate(class_sums):
+        shape_of(f"class_sums[{number}]", part)
     sums, counts = (jnp.asarray(x) for x in class_sums)
     check_shape("class_sums[0]", sums.shape, {"L": labels.shape[1], "D": z.shape[1]})
     check_shape("class_sums[1]", counts.shape, {"L": labels.shape[1]})

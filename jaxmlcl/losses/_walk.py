@@ -8,7 +8,7 @@ sum_p W_ip (lse_i - s_ip) needs of the keys only sums over p:
     sum_p W_ip s_ip,   sum_p W_ip                    where it does not
 
 so the keys are taken a chunk at a time, with a maximum that runs along, and nothing of size
-[B, K] is ever kept.
+[B, K] is kept, but where all of it is no more than a chunk.
 
 **First derivative.** d lse_i = o_i . dz_i + sum_p P_ip z_i . dk_p, with P the softmax and
 
@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ._chunks import chunk_size_for, fold, is_plain, num_keys, take
+from ._chunks import chunk_of, fold, take
 from ._common import divide, dot
 from ._pairs import (
     FACTORISED,
@@ -122,9 +122,8 @@ def walk(
         rule: what is wanted.
         streamed: keep nothing of the size of the scores for the derivative, however few they are.
     """
-    num_anchors = anchors.embeddings.shape[0]
-    chunk = chunk_size_for(num_anchors, sum(map(num_keys, segments)), rule.chunk_size)
-    if not streamed and is_plain(num_anchors, segments, rule.chunk_size):
+    chunk, plain = chunk_of(anchors.embeddings.shape[0], segments, rule.chunk_size)
+    if plain and not streamed:
         return _finish(_forward(rule, anchors, segments, chunk), anchors, rule)
     return _streamed(rule._replace(chunk_size=chunk), anchors, segments)
 

@@ -8,11 +8,12 @@ collective strategies of `jaxmlcl.sharding` are built from these.
 from ._chunks import unchunked
 from ._common import divide
 from ._contrastive import sum_classes
-from ._pairs import Anchors, Keys
+from ._pairs import FACTORISED, Anchors, Keys
 from ._problem import Problem, Statistics, own_keys, prepare
 from ._walk import Rule, Seen, Walk, merge_walks, walk
 
 __all__ = [
+    "FACTORISED",
     "Anchors",
     "Keys",
     "Problem",

@@ -44,7 +44,13 @@ def class_sums(queue: Queue) -> Sums:
     """
     if queue.sums is None or queue.counts is None:
         raise ValueError("queue has no class sums; expected one of init(..., class_sums=True)")
-    return queue.sums.sum(0), queue.counts.sum(0)
+    sums, counts = queue.sums.sum(0), queue.counts.sum(0)
+    if not jnp.issubdtype(queue.labels.dtype, jnp.floating):
+        return sums, counts
+    # What degrees added and subtracted leave of a label that no key carries any more is rounding,
+    # and a mean of it would be anything.
+    carried = ((queue.labels > 0) & (queue.labels != UNKNOWN)).any(0)
+    return jnp.where(carried[:, None], sums, 0), jnp.where(carried, counts, 0)
 
 
 def visible_class_sums(queue: Queue, incoming: int, *, fill: str = "authors") -> Sums:

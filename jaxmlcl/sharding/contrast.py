@@ -11,7 +11,8 @@ that live elsewhere. The strategies differ in what travels; value and gradient a
 - `ring`: the keys go round, one device's share at a time, and each device walks over the visitors
   while the next ones are on their way. As many bytes as `gather_keys`, but never all keys at once.
 
-Class sums need no key to travel in any of them: each device sums its own, and [L, D] is added up.
+Where the weights factorise, class sums need no key to travel in any of them: each device sums its
+own, and [L, D] is added up.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jax.typing import ArrayLike
 
 from jaxmlcl import losses
 from jaxmlcl.losses.parts import (
+    FACTORISED,
     Anchors,
     Keys,
     Problem,
@@ -170,8 +172,11 @@ def strategy_bytes(problem: Problem, replicated: tuple[bool, ...], devices: int)
     rows, dim = problem.shape
     wide = problem.rule.dtype.itemsize
     # Sums over keys: maximum and total; weights, weighted scores and positives where W needs them.
-    sums = rows * wide * (2 + 3 * problem.rule.pairwise)
+    sums = rows * wide * (2 + 3 * _pairwise(problem))
     anchors = size(_meeting(problem.anchors, problem)) + rows * dim * wide + sums
+    if _pairwise(problem) and not problem.rule.pairwise:
+        # The weights y_ij / c_ij, which are made on the way.
+        anchors += rows * problem.anchors.labels.shape[1] * wide
     share = (devices - 1) / devices
     return {
         "gather_keys": round(share * size(moved)),
@@ -181,6 +186,11 @@ def strategy_bytes(problem: Problem, replicated: tuple[bool, ...], devices: int)
 
 
 def _whole(replicated: bool | tuple[bool, ...], segments: int) -> tuple[bool, ...]:
+    if not isinstance(replicated, (bool, tuple)):
+        raise ValueError(
+            f"replicated is {replicated!r}; expected a bool, or a tuple with one for each array "
+            "of keys"
+        )
     whole = replicated if isinstance(replicated, tuple) else (replicated,) * segments
     if len(whole) != segments:
         raise ValueError(
@@ -204,17 +214,26 @@ def _check_divisible(problem: Problem, whole: tuple[bool, ...], mesh: Mesh | Abs
             )
 
 
+def _pairwise(problem: Problem) -> bool:
+    """Whether weights of pairs are built: always so with ids."""
+    return problem.rule.pairwise or problem.anchors.ids is not None
+
+
 def _travelling(keys: Keys, problem: Problem) -> Keys:
     """What of the keys the walk needs: labels only for weights of pairs."""
-    if problem.rule.pairwise:
+    if _pairwise(problem):
         return keys
     return keys._replace(labels=None, known=None)
 
 
 def _meeting(anchors: Anchors, problem: Problem) -> Anchors:
     """What of the anchors the walk needs."""
+    if problem.rule.weighting not in FACTORISED:
+        return anchors._replace(kept=None, threshold=None)
     if problem.rule.pairwise:
-        return anchors._replace(kept=None, threshold=None, label_counts=None)
+        return Anchors(
+            anchors.embeddings, None, ids=anchors.ids, label_weights=anchors.label_weights
+        )
     return Anchors(anchors.embeddings, None, ids=anchors.ids)
 
 
@@ -231,7 +250,9 @@ def _local_rows(
         for keys, here in zip(problem.segments, whole, strict=True)
     )
     problem = _with_counts(problem, parts, axes)
-    own = own_keys(problem) if problem.rule.statistics and not whole[0] else None
+    # Of a batch's keys that are whole everywhere, a device's anchors have the keys of its share.
+    first = dataclasses.replace(problem, segments=parts)
+    own = own_keys(first) if problem.rule.statistics else None
     sums = None
     if problem.rule.class_sums and strategy != "gather_anchors":
         sums = _class_sums(parts, problem.rule.dtype, axes)

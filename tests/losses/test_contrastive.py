@@ -376,6 +376,16 @@ def test_normalize() -> None:
     ("change", "message"),
     [
         ({"anchors": np.ones(3)}, r"anchors has shape \[3\]; expected \[B, D\]"),
+        ({"anchors": [[1.0], [1.0, 2.0]]}, r"anchors is a list of 2; expected one array"),
+        ({"class_sums": np.ones((4, 3))}, r"class_sums is a \w+ of shape \[4, 3\]; expected"),
+        (
+            {"anchor_ids": np.arange(6.0), "key_ids": np.arange(11)},
+            r"anchor_ids is float\d+ \[6\]; expected integers",
+        ),
+        (
+            {"anchor_ids": np.arange(6), "key_ids": np.arange(11) + 2**40},
+            r"key_ids \[11\] go from 1099511627776 to 1099511627786; expected numbers that",
+        ),
         ({"keys": np.ones((11, 2))}, r"keys has shape \[11, 2\]; expected \[K, D\] with D = 3"),
         ({"anchors": np.ones((6, 3), int)}, r"anchors is int\d+ \[6, 3\]; expected floating"),
         ({"keys": np.ones((11, 3), int)}, r"keys is int\d+ \[11, 3\]; expected floating"),
@@ -422,7 +432,7 @@ def test_bad_arguments(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         losses.multi_positive_infonce(**given)
     # Shapes, types and options are known while tracing; what stands in arrays is not.
-    if r" at \[" not in message:
+    if not any(sign in message for sign in (r" at \[", "go from")):
         arrays = {name: x for name, x in given.items() if isinstance(x, np.ndarray | tuple)}
         rest = {name: x for name, x in given.items() if name not in arrays}
         with pytest.raises(ValueError, match=message):

@@ -237,3 +237,19 @@ def test_the_number_of_labels_of_an_anchor_is_not_in_the_program() -> None:
     few, many = (temporaries("mulsupcon", 0, 2**13, n, chunk_size=256) for n in (8, 64))
     # Labels and class sums of a chunk, in float32, and of the anchors.
     assert many - few <= 4 * (64 - 8) * (2 * 256 + 4 * D + 6 * B)
+
+
+@pytest.mark.parametrize(("rows", "labels"), [(1, 300), (8, 300), (256, 20)])
+def test_chunks_chosen_from_shapes_bound_the_memory(rows: int, labels: int) -> None:
+    """Few anchors make no large chunks: keys and labels of a chunk are held wide as well."""
+    dim, keys = 64, 2**16
+    shapes = [
+        jax.ShapeDtypeStruct((rows, dim), "float32"),
+        jax.ShapeDtypeStruct((keys, dim), "float32"),
+        jax.ShapeDtypeStruct((rows, labels), "uint8"),
+        jax.ShapeDtypeStruct((keys, labels), "uint8"),
+    ]
+    loss = jax.value_and_grad(losses.multi_positive_infonce)
+    memory = jax.jit(loss).lower(*shapes).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 16e6

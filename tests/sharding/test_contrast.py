@@ -306,13 +306,57 @@ def test_ring_moves_a_device_share_at_a_time() -> None:
     assert Counter(found["collective-permute"]) == {4 * 8 * 32: 2, 4 * 128 * 32: 2, 128: 2}
 
 
-def problem(rows: int, capacity: int, weighting: str = "mulsupcon") -> Any:
+@needs_eight
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("strategy", sharding.STRATEGIES)
+@pytest.mark.parametrize("masks", [False, True])
+def test_other_meshes_and_keys_that_are_everywhere(
+    masks: bool, strategy: str, devices: int
+) -> None:
+    """Two devices have nobody between them; 37 keys that are on each do not divide."""
+    few = sharding.MeshSpec().build(jax.devices()[:devices])
+    whole, rows = (NamedSharding(few, PartitionSpec(*p)) for p in ((), (("data", "fsdp"),)))
+    size, capacity = 12, 37
+    arrays = {
+        name: x[: size if x.shape[0] == B else capacity] for name, x in case(5, "filling").items()
+    }
+
+    def loss(function: Any, options: dict[str, Any], arrays: dict[str, Any]) -> Any:
+        if masks:
+            options = {
+                **options,
+                "anchor_ids": arrays["ids"],
+                "key_ids": (jnp.full(size, -1), arrays["queue_ids"]),
+            }
+        program = loss_of(function, "mulsupcon", False, **options)
+        return jax.value_and_grad(
+            lambda z: program(z, arrays["keys"], arrays["queue"], arrays), has_aux=True
+        )(arrays["anchors"])
+
+    expected = jax.jit(functools.partial(loss, losses.multi_positive_infonce, {}))(arrays)
+    placed = {
+        name: jax.device_put(x, rows if x.shape[0] == size else whole) for name, x in arrays.items()
+    }
+    for replicated in ((False, True), (True, True)):
+        options = {"mesh": few, "strategy": strategy, "replicated": replicated}
+        found = jax.jit(
+            functools.partial(loss, sharding.multi_positive_infonce, options),
+            compiler_options=QUICK,
+        )(placed)
+        assert found[0][1].keys() == expected[0][1].keys()
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def problem(rows: int, capacity: int, weighting: str = "mulsupcon", **masks: Any) -> Any:
     return parts.prepare(
         jnp.ones((rows, 8)),
         (jnp.ones((rows, 8)), jnp.ones((capacity, 8))),
         np.ones((rows, 4), np.uint8),
         (np.ones((rows, 4), np.uint8), np.ones((capacity, 4), np.uint8)),
         weighting=weighting,
+        **masks,
     )
 
 
@@ -328,6 +372,11 @@ def test_counted_bytes_by_hand() -> None:
     # Labels travel with what they weigh.
     weighed = sharding.strategy_bytes(problem(16, 64, "any"), (False, False), 4)
     assert weighed["gather_keys"] == 80 * (8 * 4 + 4) * 3 // 4
+    # So do the weights of anchors, where ids make them differ, and ids with both.
+    ids = {"anchor_ids": np.arange(16), "key_ids": (np.arange(16), np.arange(64))}
+    counted = sharding.strategy_bytes(problem(16, 64, **ids), (False, False), 4)
+    assert counted["gather_keys"] == 80 * (8 * 4 + 4 + 4) * 3 // 4
+    assert counted["gather_anchors"] == 16 * (2 * 8 * 4 + 4 + 4 * 4 + 5 * 4) * 3 // 4
 
 
 @needs_eight
@@ -346,6 +395,7 @@ def test_auto_takes_the_fewest_bytes() -> None:
         ({"queue": np.ones((30, D))}, r"keys\[1\] has shape \[30, 5\]; expected \[K, D\] with K"),
         ({"strategy": "gather"}, r"strategy is 'gather'; expected one of auto, gather_keys"),
         ({"replicated": (True,)}, r"replicated has 1 entries; expected 2"),
+        ({"replicated": [False, True]}, r"replicated is \[False, True\]; expected a bool"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:
