@@ -249,6 +249,9 @@ class _Run:
         first = progress.step
         profile = self._profile(name, first)
         rows = batch_sharding(self.mesh)
+        # A CPU's devices share its threads. Steps that are under way together can take them from
+        # each other until every one of them waits for a device that has none.
+        one_at_a_time = self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu"
         pending: list[tuple[int, dict[str, jax.Array]]] = []
         started = last_log = time.perf_counter()
         last_logged = first
@@ -262,6 +265,8 @@ class _Run:
                 profile.before(progress.step)
                 with jax.transfer_guard("disallow"):
                     state, measurements = compiled(state, jax.device_put(host, rows), constants)
+                if one_at_a_time:
+                    jax.block_until_ready(measurements)
                 progress.step += 1
                 pending.append((progress.step, measurements))
                 profile.after(progress.step, state)
