@@ -98,7 +98,7 @@ def test_vectors_in_float32(mesh: str, optimizer: str) -> None:
 @pytest.mark.parametrize(("mesh", "optimizer"), [("data", "adam"), ("both", "sgd")])
 def test_convolutions_in_float32(mesh: str, optimizer: str) -> None:
     # Sums over the batch are in another order, 2e-7 in the first steps; Adam divides small
-    # gradients by small ones and makes up to 1.05e-5 of it after twenty (1.3e-3 of a tensor's norm).
+    # gradients by small ones: up to 1.05e-5 after twenty, and 1.3e-3 of a tensor's norm.
     single = 3e-5 if optimizer == "adam" else 1e-5
     compare("pictures", optimizer, mesh, "float32", single=single)
 
