@@ -17,6 +17,7 @@ from jaxmlcl.losses import binary_cross_entropy
 from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.mulsupcon import MulSupCon
 from jaxmlcl.methods.networks import init_classifier, run_classifier
+from jaxmlcl.queue import Queue
 from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
 
 PyTree = Any
@@ -72,6 +73,10 @@ class JointMulSupCon(Objective):
     def after_step(self, state: PyTree, emitted: PyTree) -> PyTree:
         """The queue with the step's keys."""
         return self.contrast.after_step(state, emitted)
+
+    def queue(self, state: PyTree) -> Queue:
+        """MulSupCon's queue."""
+        return self.contrast.queue(state)
 
     def portable(self, state: PyTree) -> PyTree:
         """The state with its queue in slot order."""

@@ -198,6 +198,10 @@ class MulSupCon(Objective):
         queue = momentum_queue.enqueue(state["queue"], *emitted, interleaved_over=dealt)
         return {**state, "queue": queue}
 
+    def queue(self, state: PyTree) -> momentum_queue.Queue:
+        """The momentum queue."""
+        return state["queue"]
+
     def portable(self, state: PyTree) -> PyTree:
         """The state with its queue in slot order."""
         return {**state, "queue": momentum_queue.portable(state["queue"])}

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from jaxmlcl.queue import Queue
+
 PyTree = Any
 
 
@@ -110,6 +112,11 @@ class Objective(abc.ABC):
             {**params, "encoder": source_params["encoder"]},
             {**state, "batch_stats": stats},
         )
+
+    def queue(self, state: PyTree) -> Queue | None:
+        """The queue in a state, which the trainer places and tells the size of; None without."""
+        del state
+        return None
 
     def portable(self, state: PyTree) -> PyTree:
         """The state as checkpoints hold it: a queue in slot order, so that any mesh can take it."""

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
+from jaxmlcl.queue import Queue
 from jaxmlcl.random import Generator, make_key
 from jaxmlcl.sharding import MeshSpec, batch_sharding, replicated
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
@@ -30,8 +31,6 @@ PyTree = Any
 
 # Rows per scoring step: fixed, so that scores do not depend on what else is scored.
 SCORING_ROWS = 512
-# The path whose rule says how a queue is laid out.
-_QUEUE = "objective/queue/keys"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ class StageProgram:
             return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
         state = self.abstract
-        queue = state.objective.get("queue", ()) if isinstance(state.objective, Mapping) else ()
+        queue = self.program.stage.objective.queue(state.objective)
         average = {"average": size(state.average)} if state.average else {}
         return {
             "parameters": size(state.params),
@@ -78,8 +77,7 @@ class StageProgram:
 
         None where the stage has no queue.
         """
-        objective = self.abstract.objective
-        queue = objective.get("queue") if isinstance(objective, Mapping) else None
+        queue = self.program.stage.objective.queue(self.abstract.objective)
         if queue is None:
             return None
         leaves = jax.tree.leaves(queue)
@@ -259,8 +257,8 @@ def build_stage(
         flops_of_stages=flops_of_stages,
     )
     count = StepCounter(stage.batch_size, len(source), total)
-    has_queue = isinstance(state, Mapping) and "queue" in state
-    if interleave and has_queue and experiment.mesh.tactic(_QUEUE) == "interleave":
+    queue = stage.objective.queue(state)
+    if interleave and queue is not None and _interleaved(experiment.mesh, state, queue):
         spec = spec._replace(queue_shards=mesh.size)
     rows = batch_sharding(mesh)
     program = Program(
@@ -273,6 +271,14 @@ def build_stage(
     )
     abstract = _on_mesh(experiment.mesh, mesh, jax.eval_shape(lambda: program.init(None)))
     return StageProgram(name, program, mesh, abstract, total, flops, count, experiment.mesh)
+
+
+def _interleaved(placement: MeshSpec, state: PyTree, queue: Queue) -> bool:
+    """Whether the rules, which go by the path in the state, interleave this queue."""
+    leaves = jax.tree_util.tree_leaves_with_path({"objective": state})
+    path = next(path for path, leaf in leaves if leaf is queue.keys)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return placement.tactic(name) == "interleave"
 
 
 def _on_mesh(placement: MeshSpec, mesh: Mesh, shapes: TrainState) -> TrainState:
