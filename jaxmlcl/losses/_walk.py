@@ -217,13 +217,7 @@ def _chunk(
         labels = known_key_labels(keys, rule.dtype)
         added |= {"sums": dot(labels.T, k), "counts": labels.sum(0)}
     if rule.pairwise:
-        weights, positive = positive_pairs(
-            anchors,
-            keys,
-            weighting=rule.weighting or "",
-            empty_matches_empty=rule.empty_matches_empty,
-            dtype=rule.dtype,
-        )
+        weights, positive = _pairs_of(rule, anchors, keys)
         added |= {"weight": weights.sum(-1), "positives": positive.sum(-1, dtype=rule.dtype)}
         if pull:
             added["pulled"] = dot(weights, k)
@@ -247,6 +241,17 @@ def _chunk(
         dot(exponentials, k) if pull or rule.statistics else None,
         added,
         None,
+    )
+
+
+def _pairs_of(rule: Rule, anchors: Anchors, keys: Keys) -> tuple[jax.Array, jax.Array]:
+    """Weights and positives [B, chunk]."""
+    return positive_pairs(
+        anchors,
+        keys,
+        weighting=rule.weighting or "",
+        empty_matches_empty=rule.empty_matches_empty,
+        dtype=rule.dtype,
     )
 
 
@@ -347,13 +352,7 @@ def _tangent_of_chunk(
     scores = dot(anchors.embeddings, k.T)
     change: dict[str, jax.Array] = {}
     if rule.pairwise:
-        weights, _ = positive_pairs(
-            anchors,
-            keys,
-            weighting=rule.weighting or "",
-            empty_matches_empty=rule.empty_matches_empty,
-            dtype=rule.dtype,
-        )
+        weights, _ = _pairs_of(rule, anchors, keys)
     if "keys" in moving:
         dk = moving["keys"].astype(rule.dtype)
         if keys.valid is not None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,37 +11,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxmlcl import losses, queue
-
-MARK = "JAXMLCL_IN_EIGHT_DEVICES"
-needs_eight = pytest.mark.skipif(
-    len(jax.devices()) < 8, reason="needs 8 devices; test_in_eight_devices starts them"
-)
+from tests.devices import check_devices, needs_eight, run_in_eight_devices, starts_eight
 
 
-@pytest.mark.skipif(
-    len(jax.devices()) >= 8 or MARK in os.environ, reason="there are 8 devices already"
-)
+@starts_eight
 def test_in_eight_devices() -> None:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "8",
-        MARK: "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", __file__]
-    result = subprocess.run(
-        command,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+    run_in_eight_devices(__file__)
 
 
 def test_the_process_has_the_devices_it_asked_for() -> None:
-    assert MARK not in os.environ or len(jax.devices()) == 8
+    check_devices()
 
 
 def shardings() -> tuple[NamedSharding, NamedSharding]:

@@ -6,12 +6,8 @@ Run in a process of its own, with 8 devices, where there are fewer.
 from __future__ import annotations
 
 import functools
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,35 +18,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlcl import losses, sharding
 from jaxmlcl.losses import parts
+from tests.devices import check_devices, needs_eight, run_in_eight_devices, starts_eight
 
-MARK = "JAXMLCL_IN_EIGHT_DEVICES"
 QUICK = {"xla_backend_optimization_level": 0}
 B, Q, L, D = 16, 40, 6, 5
-needs_eight = pytest.mark.skipif(
-    len(jax.devices()) < 8, reason="needs 8 devices; test_in_eight_devices starts them"
-)
 
 
-@pytest.mark.skipif(
-    len(jax.devices()) >= 8 or MARK in os.environ, reason="there are 8 devices already"
-)
+@starts_eight
 def test_in_eight_devices() -> None:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", MARK: "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", __file__]
-    result = subprocess.run(
-        command,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+    run_in_eight_devices(__file__)
 
 
 def test_the_process_has_the_devices_it_asked_for() -> None:
-    assert MARK not in os.environ or len(jax.devices()) == 8
+    check_devices()
 
 
 def mesh() -> jax.sharding.Mesh:
