@@ -171,9 +171,9 @@ def test_equal_to_one_device_with_a_replicated_queue(strategy: str) -> None:
 
 @needs_eight
 @pytest.mark.parametrize("strategy", sharding.STRATEGIES)
-def test_equal_to_one_device_in_float32(strategy: str) -> None:
-    compare("mulsupcon", False, strategy, False, np.float32)
-    compare("any", False, strategy, False, np.float32)
+@pytest.mark.parametrize("weighting", losses.WEIGHTINGS)
+def test_equal_to_one_device_in_float32(weighting: str, strategy: str) -> None:
+    compare(weighting, False, strategy, False, np.float32)
 
 
 @needs_eight
