@@ -23,6 +23,7 @@ FLOORS = {
     "io": 0,
     "layout": 0,
     "random": 0,
+    "distributed": 1,
     "losses": 1,
     "queue": 1,
     "models": 1,

@@ -65,6 +65,9 @@ exit codes:
   1 a bug
 """
 
+# Whether this call of `main` shows tracebacks.
+_debug = False
+
 # Errors of the system that no program can prevent and every user can mend.
 _MENDABLE = {
     errno.EACCES,
@@ -91,40 +94,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
       jaxmlcl ...
       True
     """
+    global _debug
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
+    _debug = "--debug" in words
     try:
         _run([word for word in words if word != "--debug"])
         sys.stdout.flush()
         return 0
-    except (UserError, Preempted) as error:
-        return _fail(str(error), error.exit_code, debug)
     except BrokenPipeError:
         # The reader has seen enough. Python would complain once more when it closes stdout.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        code = _fail("interrupted", 130, debug)
-        if arguments is None:
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = explain(error)
+        if not getattr(error, "told", False):
+            fail(message, error)
+        if isinstance(error, KeyboardInterrupt) and arguments is None:
             # At once: JAX may crash when it is taken down while a program of its own runs.
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
             os._exit(code)
         return code
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _MENDABLE:
-            place = f"{error.filename}: " if error.filename else ""
-            return _fail(f"{place}{error.strerror}; free the disk or use another folder", 2, debug)
-        reason = " ".join(str(error).split())[:300]
-        return _fail(
-            f"internal error ({type(error).__name__}: {reason}); this is a bug: run again with "
-            "--debug for the traceback and report it",
-            1,
-            debug,
-        )
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The line that a person reads of an error, and the exit code."""
+    if isinstance(error, (UserError, Preempted)):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}; free the disk or use another folder", 2
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"internal error ({type(error).__name__}: {reason}); this is a bug: run again with "
+        "--debug for the traceback and report it",
+        1,
+    )
 
 
 def _run(words: list[str]) -> None:
@@ -139,12 +149,12 @@ def _run(words: list[str]) -> None:
         raise UserError(f'unknown command "{words[0]}"{near(words[0], known)}; see jaxmlcl --help')
 
 
-def _fail(message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
+def fail(message: str, error: BaseException) -> None:
+    """Tell a person what went wrong, with the traceback if --debug asks for it."""
+    if _debug:
+        traceback.print_exception(error)
     with contextlib.suppress(OSError):
         print(f"jaxmlcl: {message}", file=sys.stderr, flush=True)
-    return code
 
 
 def near(name: str, names: Iterable[str]) -> str:

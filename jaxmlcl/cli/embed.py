@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,13 @@ from jaxmlcl.cli import Parser
 from jaxmlcl.cli.predict import (
     add_input_options,
     check_not_input,
+    check_stdin,
+    nothing,
     open_input,
     opened_run,
-    tell,
     terminable,
 )
+from jaxmlcl.cli.processes import add_options, joined, settings_of, tell
 from jaxmlcl.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ def run(words: list[str]) -> None:
         "--stage", metavar="NAME", help="any stage (default: the run's main stage, or the last)"
     )
     add_input_options(parser)
+    add_options(parser)
     options = parser.read(words)
     if options.split and options.input:
         parser.error("--split and INPUT exclude each other")
@@ -62,31 +66,37 @@ def run(words: list[str]) -> None:
     from jaxmlcl.training.predict import open_network
     from jaxmlcl.training.splits import open_split
 
-    network = open_network(
-        experiment, options.workdir, options.stage, gives_scores=False, report=tell
-    )
-    expected = network.trained_on.expected
-    if options.input is None:
-        split = options.split or "test"
-        source = open_split(experiment.data_of(network.stage), split)
-        features = source_features(source, f"data.{split}", expected)
-    else:
-        features = _labelled(options, expected)
-    fixed: dict[str, Any] = {}
-    if features.label_names is not None:
-        fixed["label_names"] = np.array(features.label_names, np.str_)
-    rows, widths = 0, ""
-    with terminable(), array_file(options.output, fixed) as add:
-        for part, found in network.embeddings(features, options.batch):
-            known = {"labels": part.labels, "label_mask": part.label_mask}
-            labels = {name: array for name, array in known.items() if array is not None}
-            add({"ids": part.ids, **found, **labels})
-            rows += len(part.ids)
-            widths = ", ".join(
-                f"{name} [{rows}, {array.shape[1]}]" for name, array in found.items()
-            )
-    print(f"{network.stage}, step {network.checkpoint.step}: {widths}")
-    print(f"written: {options.output}")
+    with joined(settings_of(options)) as processes:
+        check_stdin(options, processes)
+        network = open_network(
+            experiment, options.workdir, options.stage, gives_scores=False, report=tell
+        )
+        expected = network.trained_on.expected
+        if options.input is None:
+            split = options.split or "test"
+            source = open_split(experiment.data_of(network.stage), split)
+            features = source_features(source, f"data.{split}", expected)
+        else:
+            features = _labelled(options, expected)
+        fixed: dict[str, Any] = {}
+        if features.label_names is not None:
+            fixed["label_names"] = np.array(features.label_names, np.str_)
+        rows, widths = 0, ""
+        with terminable(), contextlib.ExitStack() as files:
+            add: Any = nothing
+            if processes.primary:
+                add = files.enter_context(array_file(options.output, fixed))
+            for part, found in network.embeddings(features, options.batch):
+                known = {"labels": part.labels, "label_mask": part.label_mask}
+                labels = {name: array for name, array in known.items() if array is not None}
+                add({"ids": part.ids, **found, **labels})
+                rows += len(part.ids)
+                widths = ", ".join(
+                    f"{name} [{rows}, {array.shape[1]}]" for name, array in found.items()
+                )
+        if processes.primary:
+            print(f"{network.stage}, step {network.checkpoint.step}: {widths}")
+            print(f"written: {options.output}")
 
 
 def _labelled(options: argparse.Namespace, expected: Any) -> Any:

@@ -7,12 +7,12 @@ import dataclasses
 import json
 import math
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmlcl.cli import Parser
+from jaxmlcl.cli.processes import add_options, joined, settings_of, tell
 from jaxmlcl.cli.train import use_precision
 from jaxmlcl.errors import UserError
 from jaxmlcl.io import write_atomic
@@ -93,6 +93,7 @@ def run(words: list[str]) -> None:
         metavar="T",
         help="of the votes of --probe knn; 0 for plain votes (default: 0.07)",
     )
+    add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the JSON object, nothing else")
     options = parser.read(words)
     _check(parser, options)
@@ -102,7 +103,14 @@ def run(words: list[str]) -> None:
         data = dataclasses.replace(experiment.data, root=options.root)
         experiment = dataclasses.replace(experiment, data=data)
     use_precision(experiment)
-    document = _document(experiment, options)
+    with joined(settings_of(options)) as group:
+        document = _document(experiment, options)
+        if group.primary:
+            _tell(experiment, options, document)
+
+
+def _tell(experiment: Experiment, options: argparse.Namespace, document: dict[str, Any]) -> None:
+    """Write the document, and show it."""
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     path = options.workdir / "evaluation" / (options.probe or "") / f"{options.split}.json"
     write_atomic(path, text)
@@ -140,16 +148,11 @@ def _check(parser: Parser, options: argparse.Namespace) -> None:
 
 
 def _document(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
-    def report(line: str) -> None:
-        print(line, file=sys.stderr)
-
     # Imported here, so that a mistake in the arguments is told at once.
     if options.probe is None:
         from jaxmlcl.training.evaluate import evaluate_run
 
-        return evaluate_run(
-            experiment, options.workdir, options.split, options.stage, report=report
-        )
+        return evaluate_run(experiment, options.workdir, options.split, options.stage, report=tell)
     from jaxmlcl.training.probes import Probe, probe_run
 
     probe = Probe(options.probe)
@@ -157,9 +160,7 @@ def _document(experiment: Experiment, options: argparse.Namespace) -> dict[str, 
         probe = dataclasses.replace(probe, representation=options.representation)
     if options.temperature is not None:
         probe = dataclasses.replace(probe, temperature=options.temperature or None)
-    return probe_run(
-        experiment, options.workdir, options.split, probe, options.stage, report=report
-    )
+    return probe_run(experiment, options.workdir, options.split, probe, options.stage, report=tell)
 
 
 def run_experiment(workdir: Path) -> Experiment:

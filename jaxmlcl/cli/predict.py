@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmlcl.cli import Parser
 from jaxmlcl.cli.evaluate import run_experiment
+from jaxmlcl.cli.processes import add_options, joined, settings_of, tell
 from jaxmlcl.cli.train import use_precision
 from jaxmlcl.errors import UserError
 
 if TYPE_CHECKING:
     from jaxmlcl.config import Experiment
+    from jaxmlcl.distributed import Group
 
 _ABOUT = """\
 Score the rows of INPUT with the network that a stage of a run ended with. The run's folder is
@@ -58,6 +60,7 @@ def run(words: list[str]) -> None:
         "--stage", metavar="NAME", help="the network (default: the run's main stage, or the last)"
     )
     add_input_options(parser)
+    add_options(parser)
     options = parser.read(words)
     if options.threshold is not None and options.top is not None:
         parser.error("--threshold and --top exclude each other")
@@ -73,36 +76,58 @@ def run(words: list[str]) -> None:
     import numpy as np
 
     from jaxmlcl.training.predict import open_network
-    from jaxmlcl.training.tables import score_csv, score_file
+    from jaxmlcl.training.tables import ScoreWriter, score_csv, score_file
     from jaxmlcl.training.thresholds import recall_thresholds
 
-    network = open_network(experiment, options.workdir, options.stage, report=tell)
-    features = open_input(options, network.trained_on.expected)
-    names = network.label_names
-    decide = None
-    if options.top is not None:
-        if not 1 <= options.top <= len(names):
-            parser.error(f"argument --top: {options.top} is not from 1 to {len(names)}")
-        decide = by_rank(options.top)
-    elif number is not None:
-        decide = by_threshold(np.full(len(names), number))
-    elif options.threshold or options.labels or (path and path.suffix.lower() == ".jsonl"):
-        per: Any = "label" if options.threshold == "per-label" else "all"
-        decide = by_threshold(
-            recall_thresholds(experiment, options.workdir, network, per, report=tell)
+    with joined(settings_of(options)) as processes:
+        check_stdin(options, processes)
+        network = open_network(experiment, options.workdir, options.stage, report=tell)
+        features = open_input(options, network.trained_on.expected)
+        names = network.label_names
+        decide = None
+        if options.top is not None:
+            if not 1 <= options.top <= len(names):
+                parser.error(f"argument --top: {options.top} is not from 1 to {len(names)}")
+            decide = by_rank(options.top)
+        elif number is not None:
+            decide = by_threshold(np.full(len(names), number))
+        elif options.threshold or options.labels or (path and path.suffix.lower() == ".jsonl"):
+            per: Any = "label" if options.threshold == "per-label" else "all"
+            decide = by_threshold(
+                recall_thresholds(experiment, options.workdir, network, per, report=tell)
+            )
+        rows = 0
+        with terminable(), contextlib.ExitStack() as files:
+            if not processes.primary:
+                write: ScoreWriter = nothing
+            elif path is None:
+                write = score_csv(sys.stdout, names, decide)
+            else:
+                write = files.enter_context(score_file(path, names, decide))
+            for part, scores in network.scores(features, options.batch):
+                write(part.ids, scores)
+                rows += len(scores)
+        if path is not None and processes.primary:
+            step = network.checkpoint.step
+            print(f"{network.stage}, step {step}: {rows} rows, {len(names)} labels")
+            print(f"written: {path}")
+
+
+def nothing(*_: Any) -> None:
+    """What a process does with rows that process 0 writes."""
+
+
+def check_stdin(options: argparse.Namespace, processes: Group) -> None:
+    """Refuse rows from standard input where several processes would have to read them.
+
+    Raises:
+      UserError: INPUT is -.
+    """
+    if options.input == "-" and processes.count > 1:
+        raise UserError(
+            f"INPUT is standard input, which {processes.count} processes cannot all read; give a "
+            "file that all of them see"
         )
-    rows = 0
-    with terminable(), contextlib.ExitStack() as files:
-        if path is None:
-            write = score_csv(sys.stdout, names, decide)
-        else:
-            write = files.enter_context(score_file(path, names, decide))
-        for part, scores in network.scores(features, options.batch):
-            write(part.ids, scores)
-            rows += len(scores)
-    if path is not None:
-        print(f"{network.stage}, step {network.checkpoint.step}: {rows} rows, {len(names)} labels")
-        print(f"written: {path}")
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -166,11 +191,6 @@ def check_not_input(path: Path, options: argparse.Namespace) -> None:
         with contextlib.suppress(OSError):
             if os.path.samefile(path, options.input):
                 raise UserError(f"{path}: is INPUT itself; write to another file")
-
-
-def tell(line: str) -> None:
-    """Tell what is no result."""
-    print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager

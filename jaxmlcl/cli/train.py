@@ -7,6 +7,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
+from jaxmlcl.cli.processes import ABOUT, joined, take
 from jaxmlcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Resolved(NamedTuple):
 
 def run(words: list[str]) -> None:
     """Train, then say where the run is and what can be done with it."""
-    resolved = resolve("train", words, _TRAIN)
+    settings, words = take(words)
+    resolved = resolve("train", words, f"{_TRAIN}{ABOUT}\n")
     if resolved is None:
         return
     experiment = with_absolute_root(resolved.experiment)
@@ -51,7 +53,11 @@ def run(words: list[str]) -> None:
     from jaxmlcl.config import to_json
     from jaxmlcl.training import trainer
 
-    workdir = trainer.train(experiment, to_json(experiment), console=make_console())
+    with joined(settings) as group:
+        console = make_console() if group.primary else None
+        workdir = trainer.train(experiment, to_json(experiment), console=console)
+    if not group.primary:
+        return
     place = shlex.quote(str(workdir))
     print(f"run: {workdir}")
     if any(stage.objective.gives_scores for stage in experiment.stages.values()):

@@ -9,7 +9,7 @@ pipeline is the step, and nothing else has to be saved.
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,19 +60,27 @@ class Records:
     """Host batches of a source, by step: {"inputs", "labels", "ids"} stacked over the batch.
 
     With "label_mask" where the source has unknown labels. Rows are dealt out over the devices, as
-    `jaxmlcl.layout` says.
+    `jaxmlcl.layout` says; `blocks` are the devices whose rows are wanted, in order, and only their
+    records are read.
     """
 
-    def __init__(self, source: Source, order: GlobalOrder, devices: int = 1) -> None:
+    def __init__(
+        self,
+        source: Source,
+        order: GlobalOrder,
+        devices: int = 1,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
         self._source = source
         self._order = order
         self._devices = devices
+        self._blocks = blocks
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        indices = deal(self._order[step], self._devices)
+        indices = share(self._order[step], self._devices, self._blocks)
         records = [self._source[int(index)] for index in indices]
         stacked = ("inputs", "labels", "label_mask")[: 3 if "label_mask" in records[0] else 2]
         return {
@@ -84,15 +92,37 @@ class Records:
 class Indices:
     """Host batches for data that live on the device: {"index"}, by step, dealt out as `Records`."""
 
-    def __init__(self, order: GlobalOrder, devices: int = 1) -> None:
+    def __init__(
+        self, order: GlobalOrder, devices: int = 1, blocks: Sequence[int] | None = None
+    ) -> None:
         self._order = order
         self._devices = devices
+        self._blocks = blocks
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return {"index": deal(self._order[step], self._devices)}
+        return {"index": share(self._order[step], self._devices, self._blocks)}
+
+
+def share(samples: np.ndarray, devices: int, blocks: Sequence[int] | None = None) -> np.ndarray:
+    """The samples [B] of a step that some of the devices get, block by block.
+
+    Sample i of the step goes to device i mod n, so over an epoch, whatever the batch size, any two
+    devices get the same number of samples to within one.
+
+    Args:
+      samples: the step's samples, in the order of the stream.
+      devices: n, over which they are dealt out; B divides by it.
+      blocks: which devices; all if left out.
+
+    Example:
+      >>> share(np.array([10, 11, 12, 13, 14, 15]), 3, blocks=(1, 2))
+      array([11, 14, 12, 15])
+    """
+    dealt = deal(samples, devices)
+    return dealt if blocks is None else dealt.reshape(devices, -1)[list(blocks)].ravel()
 
 
 def batches(source: Any, start: int, *, threads: int = 1, ahead: int = 8) -> Generator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,6 +119,47 @@ def _largest_axis(shape: tuple[int, ...], parts: int) -> PartitionSpec:
         return PartitionSpec()
     axis = max(fitting, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def own_blocks(mesh: Mesh) -> tuple[int, ...] | None:
+    """The places in the mesh of this process's devices; None where they are all of it."""
+    here = jax.process_index()
+    blocks = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == here]
+    return None if len(blocks) == mesh.size else tuple(blocks)
+
+
+def place_rows(rows: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays [B, ...], split by rows, of this process's rows of them.
+
+    Args:
+      rows: for each array the rows of `own_blocks`, in that order.
+      mesh: the devices.
+    """
+    sharding, blocks = batch_sharding(mesh), own_blocks(mesh)
+    if blocks is None:
+        return jax.device_put(dict(rows), sharding)
+    devices = [mesh.devices.flat[block] for block in blocks]
+
+    def one(array: np.ndarray) -> jax.Array:
+        parts = array.reshape(len(blocks), -1, *array.shape[1:])
+        size = parts.shape[1] * mesh.size
+        pieces = [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)]
+        shape = (size, *array.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+    return {name: one(array) for name, array in rows.items()}
+
+
+def place_whole(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process holds whole, with a sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(array: Any) -> jax.Array:
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmlcl.distributed import group
 from jaxmlcl.errors import CheckpointError
 from jaxmlcl.training._manifest import (
     FORMAT_VERSION,
@@ -60,6 +61,9 @@ class CheckpointStore:
     `keep_latest`, the newest marked best and every finished one. Construction changes nothing on
     the disk. Use it as a context manager, or call `wait` before the program ends: a save that
     the end of the interpreter overtakes is lost (the earlier checkpoints are not).
+
+    With several processes every one makes the same calls; each writes its shards into the same
+    folder, and process 0 does the rest for all.
 
     State is any pytree whose leaves are `jax.Array`s, on any mesh; None and empty containers may
     occur, typed random keys may not (save `jax.random.key_data`).
@@ -151,13 +155,22 @@ class CheckpointStore:
             "arrays": described,
         }
         path = self.directory / f"{step:09d}"
+
+        def prepare() -> str:
+            try:
+                name = self._prepare(path)
+                _check_space(arrays, path)
+            except OSError as error:
+                raise _explain(error, path) or error from error
+            return name
+
         try:
-            manifest["state"] = name = self._prepare(path)
-            _check_space(arrays, path)
+            manifest["state"] = name = group().once(prepare)
             with quiet(), jax.transfer_guard("allow"):
                 self._writer().save(path / name, args=ocp.args.PyTreeSave(detached(arrays)))
         except Exception as error:
-            discard_unfinished(path)
+            if group().primary:
+                discard_unfinished(path)
             explained = None if isinstance(error, CheckpointError) else _explain(error, path)
             if explained is None:
                 raise
@@ -208,22 +221,35 @@ class CheckpointStore:
           The checkpoint, or None if there is none.
         """
         self.wait()
-        folders = self._folders()
-        for i, path in enumerate(folders):
-            try:
-                checkpoint = read_manifest(path)
-                if not where(checkpoint):
-                    continue
-                verify(checkpoint)
-            except DamagedError as damage:
-                self._damaged.add(path)
-                last = i + 1 == len(folders)
-                then = "there is none before it" if last else "using the one before it"
-                report(f"checkpoint {path}: {damage}; {then}")
-            else:
-                self._damaged.discard(path)
-                return checkpoint
-        return None
+
+        def find() -> str | None:
+            folders = self._folders()
+            for i, path in enumerate(folders):
+                try:
+                    checkpoint = read_manifest(path)
+                    if not where(checkpoint):
+                        continue
+                    verify(checkpoint)
+                except DamagedError as damage:
+                    self._damaged.add(path)
+                    last = i + 1 == len(folders)
+                    then = "there is none before it" if last else "using the one before it"
+                    report(f"checkpoint {path}: {damage}; {then}")
+                else:
+                    self._damaged.discard(path)
+                    return path.name
+            return None
+
+        found = group().once(find)
+        if found is None:
+            return None
+        try:
+            return read_manifest(self.directory / found)
+        except DamagedError as damage:
+            raise CheckpointError(
+                f"checkpoint {self.directory / found}: {damage}, as {group().name} sees it; give "
+                "all processes one folder that they share"
+            ) from None
 
     def restore(self, checkpoint: Checkpoint, abstract_state: _PyTree) -> _PyTree:
         """The saved state, placed as `abstract_state` says.
@@ -299,10 +325,14 @@ class CheckpointStore:
           What was deleted.
         """
         self.wait()
-        folders = self._folders()
-        for path in folders:
-            delete(path, ignore_errors=True)
-        return folders
+
+        def delete_all() -> list[str]:
+            folders = self._folders()
+            for path in folders:
+                delete(path, ignore_errors=True)
+            return [str(path) for path in folders]
+
+        return [Path(path) for path in group().once(delete_all)]
 
     def clean(self) -> list[Path]:
         """Delete what killed saves and killed deletions left behind.
@@ -314,18 +344,22 @@ class CheckpointStore:
           What was deleted.
         """
         self.wait()
-        removed = []
-        for path in self._folders():
-            if not (path / MANIFEST).exists():
-                delete(path, ignore_errors=True)
-                removed.append(path)
-                continue
-            try:
-                checkpoint = read_manifest(path)
-            except DamagedError:
-                continue
-            removed += remove_strays(path, keep=checkpoint.folder)
-        return removed
+
+        def tidy() -> list[str]:
+            removed = []
+            for path in self._folders():
+                if not (path / MANIFEST).exists():
+                    delete(path, ignore_errors=True)
+                    removed.append(path)
+                    continue
+                try:
+                    checkpoint = read_manifest(path)
+                except DamagedError:
+                    continue
+                removed += remove_strays(path, keep=checkpoint.folder)
+            return [str(path) for path in removed]
+
+        return [Path(path) for path in group().once(tidy)]
 
     def _folders(self) -> list[Path]:
         """Step folders, newest first, whatever is in them."""
@@ -352,16 +386,13 @@ class CheckpointStore:
         A checkpoint that is there already keeps its arrays under their name: writing the new
         manifest, which is atomic, is what replaces it.
         """
-        primary = jax.process_index() == 0
         try:
             present = read_manifest(path).folder
         except DamagedError:
-            if primary:
-                delete(path)
-                path.mkdir(parents=True, exist_ok=True)
+            delete(path)
+            path.mkdir(parents=True, exist_ok=True)
             return "state"
-        if primary:
-            remove_strays(path, keep=present)
+        remove_strays(path, keep=present)
         return "state-1" if present == "state" else "state"
 
     def _finish(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -369,13 +400,14 @@ class CheckpointStore:
         try:
             with quiet():
                 self._writer().wait_until_finished()
-            if jax.process_index() == 0:
+            if group().primary:
                 write_manifest(path, manifest)
                 remove_strays(path, keep=manifest["state"])
                 self._damaged.discard(path)
                 self._prune(manifest["step"])
         except BaseException as error:
-            discard_unfinished(path)
+            if group().primary:
+                discard_unfinished(path)
             reason = f"{type(error).__name__}: {error}"
             self._error = _explain(error, path) or CheckpointError(
                 f"checkpoint {path} was not saved: {reason[:400]}; earlier checkpoints are intact"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.evaluation import evaluate_scores
 from jaxmlcl.io import write_atomic
@@ -201,7 +202,9 @@ def counted_gflop(experiment: Experiment, workdir: Path, stage: str) -> float | 
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Write named arrays as NPZ, whole or not at all."""
+    """Write named arrays as NPZ, whole or not at all; process 0 does it for all."""
+    if not group().primary:
+        return
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())

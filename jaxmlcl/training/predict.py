@@ -126,7 +126,7 @@ def open_network(
     if name not in known:
         what = "that gives label scores" if gives_scores else "of this run"
         raise ConfigError(f'"{name}" is no stage {what}; there are: {", ".join(known)}')
-    mesh = scoring_mesh(experiment, [name], devices)
+    mesh = scoring_mesh(experiment, devices)
     preparation = Preparation.load(workdir / preparation_file(experiment, name))
     trained_on = load_trained_on(workdir, name)
     program, state, checkpoint = restore_stage(experiment, workdir, name, mesh, trained_on, report)

@@ -203,7 +203,7 @@ class _Network:
         train: Source,
         report: Callable[[str], None],
     ) -> None:
-        mesh = scoring_mesh(experiment, [name])
+        mesh = scoring_mesh(experiment)
         preparation = Preparation.load(workdir / preparation_file(experiment, name))
         constants = device_constants(preparation, None, mesh, experiment.precision)
         self.program, self.state, self.checkpoint = restore_stage(

@@ -19,7 +19,14 @@ from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.queue import Queue
 from jaxmlcl.random import Generator, make_key
-from jaxmlcl.sharding import MeshSpec, batch_sharding, replicated
+from jaxmlcl.sharding import (
+    MeshSpec,
+    batch_sharding,
+    own_blocks,
+    place_rows,
+    place_whole,
+    replicated,
+)
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.objective import BatchSpec
@@ -172,8 +179,9 @@ class StageProgram:
         The state is donated: the old one is gone after the call.
         """
         rows = batch_sharding(self.mesh)
+        size = self.program.stage.batch_size
         batch = {
-            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+            name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype, sharding=rows)
             for name, array in host.items()
         }
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
@@ -213,7 +221,7 @@ def build_stage(
     source: Source,
     flops_of_stages: Mapping[str, float],
     *,
-    interleave: bool = True,
+    trains: bool = True,
 ) -> StageProgram:
     """Work out a stage's shapes, length and placement; nothing is computed or compiled.
 
@@ -223,15 +231,15 @@ def build_stage(
       mesh: the devices.
       source: the training split.
       flops_of_stages: FLOPs of earlier stages, for durations that refer to them.
-      interleave: whether a queue is split into parts where the mesh's rules say so; what only
-        scores needs none, and its devices need not divide the queue.
+      trains: whether steps will be taken: batch and queue must then divide over the devices, and
+        a queue is split into parts where the mesh's rules say so.
 
     Raises:
       ConfigError: batch or queue do not divide over devices, or lengths cannot be worked out.
     """
     stage = experiment.stages[name]
     micro = stage.batch_size // stage.accumulate
-    if micro % mesh.size:
+    if trains and micro % mesh.size:
         raise ConfigError(
             f"stages.{name}: {micro} samples per micro-batch do not divide over {mesh.size} "
             "devices; change batch_size, accumulate or the mesh"
@@ -258,7 +266,7 @@ def build_stage(
     )
     count = StepCounter(stage.batch_size, len(source), total)
     queue = stage.objective.queue(state)
-    if interleave and queue is not None and _interleaved(experiment.mesh, state, queue):
+    if trains and queue is not None and _interleaved(experiment.mesh, state, queue):
         spec = spec._replace(queue_shards=mesh.size)
     rows = batch_sharding(mesh)
     program = Program(
@@ -308,7 +316,7 @@ def device_constants(
     arrays = source_arrays(source) if source is not None else None
     if arrays is not None:
         constants["resident"] = arrays
-    return jax.device_put(constants, replicated(mesh))
+    return place_whole(constants, replicated(mesh))
 
 
 def scoring_batches(source: Source, mesh: Mesh) -> Iterator[tuple[jax.Array, int]]:
@@ -316,19 +324,27 @@ def scoring_batches(source: Source, mesh: Mesh) -> Iterator[tuple[jax.Array, int
     rows = min(SCORING_ROWS, len(source))
     rows += -rows % mesh.size
     arrays = source_arrays(source)
+    shape, kind = source.metadata.input_shape, source.metadata.input_dtype
+    share, blocks = rows // mesh.size, own_blocks(mesh) or range(mesh.size)
     for start in range(0, len(source), rows):
         stop = min(start + rows, len(source))
-        if arrays is not None:
-            inputs = arrays["inputs"][start:stop]
-        else:
-            inputs = np.stack([source[index]["inputs"] for index in range(start, stop)])
-        yield on_mesh(inputs, rows, mesh), stop - start
+        # A process reads the records of its own devices only.
+        mine = np.zeros((len(blocks) * share, *shape), kind)
+        for place, block in enumerate(blocks):
+            first, last = (min(start + i * share, stop) for i in (block, block + 1))
+            into = mine[place * share :][: last - first]
+            if arrays is not None:
+                into[...] = arrays["inputs"][first:last]
+            else:
+                for row, index in zip(into, range(first, last), strict=True):
+                    row[...] = source[index]["inputs"]
+        yield place_rows({"inputs": mine}, mesh)["inputs"], stop - start
 
 
 def on_mesh(inputs: np.ndarray, rows: int, mesh: Mesh) -> jax.Array:
-    """Inputs [n, ...] on the mesh, padded to so many rows."""
+    """Inputs [n, ...], whole in every process, on the mesh, padded to so many rows."""
     padding = [(0, rows - len(inputs))] + [(0, 0)] * (inputs.ndim - 1)
-    return jax.device_put(np.pad(inputs, padding), batch_sharding(mesh))
+    return place_whole(np.pad(inputs, padding), batch_sharding(mesh))
 
 
 def source_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,6 @@ import numpy as np
 
 from jaxmlcl.data.source import Source, SourceMetadata
 from jaxmlcl.errors import CheckpointError, ConfigError, UserError
-from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.program import (
@@ -130,7 +128,7 @@ def score_splits(
             raise ConfigError(
                 f"stages {chosen[0]} and {name} have different data; score them one by one"
             )
-    mesh = scoring_mesh(experiment, chosen, devices)
+    mesh = scoring_mesh(experiment, devices)
     sources = {split: open_split(data, split) for split in splits}
     results: dict[Split, dict[str, StageScores]] = {split: {} for split in splits}
     for name in chosen:
@@ -196,19 +194,13 @@ def check_test(
 
 
 def scoring_mesh(
-    experiment: Experiment, stages: Sequence[str], devices: Sequence[jax.Device] | None = None
+    experiment: Experiment, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
     """A mesh for stages that are trained already: of whatever devices there are now.
 
-    The run's own mesh may have been another machine's. Devices over which the stages' batches do
-    not divide are left out.
+    The run's own mesh may have been another machine's. Rows are padded, so any number will do.
     """
-    spec = MeshSpec(rules=experiment.mesh.rules)
-    mesh = spec.build(devices)
-    trained = [experiment.stages[name] for name in stages]
-    common = math.gcd(*(stage.batch_size // stage.accumulate for stage in trained))
-    size = max(n for n in range(1, mesh.size + 1) if common % n == 0)
-    return mesh if size == mesh.size else spec.build(list(mesh.devices.flat)[:size])
+    return dataclasses.replace(experiment.mesh, data=-1, fsdp=1).build(devices)
 
 
 def restore_stage(
@@ -234,6 +226,6 @@ def restore_stage(
     """
     # A length relative to other stages' FLOPs does not matter here: any number will do.
     flops = dict.fromkeys(experiment.stages, 1.0)
-    program = build_stage(experiment, name, mesh, source, flops, interleave=False)
+    program = build_stage(experiment, name, mesh, source, flops, trains=False)
     store = CheckpointStore(stage_folder(workdir, name))
     return program, *load_stage(store, program, report)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, UserError
 from jaxmlcl.evaluation import choose_thresholds
 from jaxmlcl.io import write_atomic
@@ -24,12 +25,16 @@ Per = Literal["all", "label"]
 def remember_thresholds(workdir: Path, validation: Scored) -> None:
     """Choose thresholds on scores of the validation split, and keep them in WORKDIR.
 
+    Process 0 keeps them for all.
+
     WORKDIR/thresholds.json holds for each stage `all` (one threshold, that of the best micro-F1),
     `label` (one per label, that of its best F1), and which checkpoint they belong to.
 
     Raises:
       OSError: the file cannot be written.
     """
+    if not group().primary:
+        return
     known = {**_read(workdir), **_choose(validation)}
     write_atomic(workdir / FILE, json.dumps(known, indent=1) + "\n")
 
@@ -54,7 +59,7 @@ def recall_thresholds(
       UserError: nothing is remembered, and there is no validation split to choose on.
     """
     names = network.label_names
-    found = _belonging(_read(workdir), network)
+    found = _belonging(group().once(lambda: dict(_read(workdir))), network)
     if found is None:
         advice = "or say which: --threshold 0.5"
         if experiment.data_of(network.stage).validation is None:

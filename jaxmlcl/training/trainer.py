@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -16,9 +17,10 @@ import numpy as np
 
 from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
 from jaxmlcl.data.source import Source
+from jaxmlcl.distributed import group
 from jaxmlcl.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, UserError
 from jaxmlcl.evaluation import multilabel_metrics
-from jaxmlcl.sharding import batch_sharding
+from jaxmlcl.sharding import own_blocks, place_rows
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.console import Console, Silent
 from jaxmlcl.training.experiment import Experiment, parse_profile
@@ -34,12 +36,12 @@ from jaxmlcl.training.program import (
     source_mask,
 )
 from jaxmlcl.training.progress import Progress
-from jaxmlcl.training.signals import stop_signals, stopped_by
+from jaxmlcl.training.signals import Stop, stop_signals
 from jaxmlcl.training.splits import StageData, check_selection, data_field, open_data
 from jaxmlcl.training.step import TrainState, advance_plateau
 from jaxmlcl.training.trained_on import save_trained_on
 from jaxmlcl.training.workdir import open_workdir, write_file
-from jaxmlcl.training.writers import MetricsLog, TensorBoard
+from jaxmlcl.training.writers import MetricsLog, NoLog, TensorBoard
 
 # Measurements wait on the device at most this many steps before they are looked at.
 _MOST_PENDING = 256
@@ -80,10 +82,18 @@ def train(
       Preempted: a signal asked to stop; the state is saved.
     """
     console = console or Silent()
-    with open_workdir(default_workdir(experiment), resolved) as workdir, stop_signals() as stop:
+    group().check_same(
+        "the experiment",
+        hashlib.sha256(resolved.encode()).hexdigest(),
+        "start all processes with the same configuration and flags",
+    )
+    folder = default_workdir(experiment)
+    with open_workdir(folder, resolved) as workdir, stop_signals(group()) as stop:
         # Set up: devices, data, and what every step reads.
         mesh = experiment.mesh.build(devices)
         data = open_data(experiment)
+        for name, own in data.items():
+            _check_same_data(name, own)
         stores = {
             name: CheckpointStore(
                 stage_folder(workdir, name), keep_latest=experiment.checkpoint.keep
@@ -137,7 +147,7 @@ class _Run:
         data: dict[str, StageData],
         stores: dict[str, CheckpointStore],
         console: Console,
-        stop: list[int],
+        stop: Stop,
     ) -> None:
         self.experiment = experiment
         self.workdir = workdir
@@ -147,8 +157,11 @@ class _Run:
         self.stores = stores
         self.console = console
         self.stop = stop
-        self.log = MetricsLog(workdir)
-        self.tensorboard = TensorBoard(workdir) if experiment.logging.tensorboard else None
+        # What is written once is written by process 0.
+        writes = group().primary
+        self.log = MetricsLog(workdir) if writes else NoLog()
+        tensorboard = writes and experiment.logging.tensorboard
+        self.tensorboard = TensorBoard(workdir) if tensorboard else None
         self.restored: dict[str, Checkpoint | None] = {}
         self.flops: dict[str, float] = {}
         self.summary: dict[str, Any] = {}
@@ -191,7 +204,7 @@ class _Run:
         check_fingerprint(checkpoint, "train", data.train)
         if data.validation is not None:
             check_fingerprint(checkpoint, "validation", data.validation)
-        before = checkpoint.host["machine"]
+        before = {"processes": 1, **checkpoint.host["machine"]}
         machine = _machine(self.mesh)
         if before != machine:
             self.console.line(
@@ -212,8 +225,8 @@ class _Run:
             self._conclude(program, Progress(**checkpoint.host["progress"]))
             self.console.line(f"{name}: finished before, at step {checkpoint.step}")
             return
-        if self.stop:
-            raise Preempted(f"{stopped_by(self.stop)} before {name} began; {_AGAIN}")
+        if (asked := self.stop.reached()) is not None:
+            raise Preempted(f"stopped by {asked} before {name} began; {_AGAIN}")
 
         # The state: restored, or fresh with an earlier stage's encoder.
         progress = Progress()
@@ -227,8 +240,11 @@ class _Run:
         # The step, compiled once for every batch of the stage.
         constants = self._constants(self.data[name])
         order = GlobalOrder(len(source), stage.batch_size, self.experiment.seed)
-        dealt = self.mesh.size
-        steps = Indices(order, dealt) if "resident" in constants else Records(source, order, dealt)
+        steps: Indices | Records
+        if "resident" in constants:
+            steps = Indices(order, self.mesh.size, own_blocks(self.mesh))
+        else:
+            steps = Records(source, order, self.mesh.size, own_blocks(self.mesh))
         compiled, seconds = program.compile(steps[progress.step], constants)
         progress.compile_seconds += seconds
         sizes = ", ".join(f"{k} {show_bytes(v)}" for k, v in program.bytes_of_state().items())
@@ -248,7 +264,6 @@ class _Run:
         }
         first = progress.step
         profile = self._profile(name, first)
-        rows = batch_sharding(self.mesh)
         # A CPU's devices share its threads. Steps that are under way together can take them from
         # each other until every one of them waits for a device that has none.
         one_at_a_time = self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu"
@@ -263,16 +278,18 @@ class _Run:
                 # 1. One step. Nothing is moved between host and device but the batch.
                 host = next(iterator)
                 profile.before(progress.step)
+                batch = place_rows(host, self.mesh)
                 with jax.transfer_guard("disallow"):
-                    state, measurements = compiled(state, jax.device_put(host, rows), constants)
+                    state, measurements = compiled(state, batch, constants)
                 if one_at_a_time:
                     jax.block_until_ready(measurements)
                 progress.step += 1
                 pending.append((progress.step, measurements))
                 profile.after(progress.step, state)
                 finished = progress.step >= program.total
-                # Read once: a signal that comes later in this round is for the next one.
-                leaving = bool(self.stop)
+                # Read once: a signal that comes later in this round is for the next one. With
+                # several processes all leave at the same step.
+                leaving = self.stop.reached()
 
                 # 2. Look at what the last steps measured; stop before anything bad is saved.
                 loss = None
@@ -280,7 +297,7 @@ class _Run:
                 validating = scorer is not None and (
                     progress.step % every["validate"] == 0 or finished
                 )
-                saving = progress.step % every["save"] == 0 or finished or leaving
+                saving = progress.step % every["save"] == 0 or finished or leaving is not None
                 if logging or validating or saving or len(pending) >= _MOST_PENDING:
                     last = self._drain(name, order, pending)
                     loss = last["loss"]
@@ -314,11 +331,11 @@ class _Run:
                     self._save(program, state, progress, best=best, finished=finished)
 
                 # 5. Leave if asked to.
-                if leaving and not finished:
+                if leaving is not None and not finished:
                     self.stores[name].wait()
                     self.console.stop()
                     saved = f"after saving step {progress.step} of {name}"
-                    raise Preempted(f"{stopped_by(self.stop)} {saved}; {_AGAIN}")
+                    raise Preempted(f"stopped by {leaving} {saved}; {_AGAIN}")
         finally:
             profile.close()
             iterator.close()
@@ -439,7 +456,7 @@ class _Run:
         write_file(self.workdir / "stages.json", json.dumps(self.summary, indent=2) + "\n")
 
     def _profile(self, name: str, first: int) -> Profile:
-        wanted = self.experiment.profile
+        wanted = self.experiment.profile if group().primary else None
         if wanted is None or name != next(iter(self.experiment.stages)):
             return Profile(None, self.workdir)
         if first > parse_profile(wanted)[0]:
@@ -510,6 +527,17 @@ def check_fingerprint(checkpoint: Checkpoint, split: str, source: Source) -> Non
         )
 
 
+def _check_same_data(name: str, data: StageData) -> None:
+    """Refuse data that are not those of the other processes."""
+    for split, source in (("train", data.train), ("validation", data.validation)):
+        if source is not None:
+            group().check_same(
+                f"the fingerprint of {split} of stage {name}",
+                source.metadata.fingerprint,
+                "give all processes the same data",
+            )
+
+
 def _counts(data: StageData) -> str:
     labels = len(data.train.metadata.label_names)
     return f"{len(data.train)} training samples, {labels} labels"
@@ -527,6 +555,7 @@ def _machine(mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind,
         "mesh": {name: int(size) for name, size in mesh.shape.items()},
+        "processes": jax.process_count(),
         "cpu_cores": os.cpu_count(),
         "jax": jax.__version__,
     }

@@ -8,8 +8,9 @@ import fnmatch
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, UserError
 from jaxmlcl.io import write_atomic
 from jaxmlcl.training.experiment import VOLATILE
@@ -17,7 +18,7 @@ from jaxmlcl.training.experiment import VOLATILE
 
 @contextlib.contextmanager
 def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
-    """Create or re-enter a run's folder, and hold it for this process.
+    """Create or re-enter a run's folder, and hold it for this process; process 0 for all.
 
     Args:
       path: the folder.
@@ -27,21 +28,10 @@ def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
       UserError: the folder cannot be written, or another process trains in it.
       ConfigError: it belongs to an experiment that differs; the fields are named.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write to the workdir ({error.strerror}); choose another with --workdir"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{path}: another process is training in this workdir; wait for it, or choose "
-                "another with --workdir"
-            ) from None
+    held: list[IO[str]] = []
+
+    def enter() -> None:
+        held.append(_lock(path))
         saved = path / "experiment.json"
         if _begun(path):
             if not saved.exists():
@@ -51,15 +41,47 @@ def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
                     "choose another with --workdir"
                 )
             _compare(saved, resolved)
+
+    try:
+        group().once(enter)
+        if not path.is_dir():
+            raise UserError(
+                f"{path}: {group().name} does not see the workdir that process 0 made; give all "
+                "processes one folder that they share, with --workdir"
+            )
         yield path
+    finally:
+        for lock in held:
+            lock.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write to the workdir ({error.strerror}); choose another with --workdir"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"{path}: another process is training in this workdir; wait for it, or choose "
+            "another with --workdir"
+        ) from None
+    return lock
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Write a file of the run, whole or not at all.
+    """Write a file of the run, whole or not at all; process 0 does it for all.
 
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
+    if not group().primary:
+        return
     try:
         write_atomic(path, data)
     except OSError as error:

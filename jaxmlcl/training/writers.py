@@ -83,6 +83,24 @@ class MetricsLog:
             ) from error
 
 
+class NoLog:
+    """The log of a process that leaves writing to process 0."""
+
+    offset = 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Ignored."""
+
+    def cut(self, offset: int) -> None:
+        """Ignored."""
+
+    def sync(self) -> None:
+        """Ignored."""
+
+    def close(self) -> None:
+        """Ignored."""
+
+
 class TensorBoard:
     """The same rows as TensorBoard scalars, one event folder per stage."""
 
