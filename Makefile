@@ -69,7 +69,7 @@ wheel: $(DEVELOP)
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[dev]"
 	rm -rf build/wheel-tests && mkdir -p build/wheel-tests
-	cp -r tests configs docs benchmarks Makefile pyproject.toml *.md LICENSE CITATION.cff build/wheel-tests/
+	cp -r tests configs docs benchmarks launch Makefile pyproject.toml *.md LICENSE CITATION.cff build/wheel-tests/
 	cd build/wheel-tests && JAX_PLATFORMS=cpu JAXMLCL_DATA="$${JAXMLCL_DATA:-$(CURDIR)/../shared/data}" \
 	  $(CURDIR)/.venv-wheel/bin/python -m pytest tests -m "not slow" $(PARALLEL)
 

@@ -7,8 +7,6 @@ class UserError(Exception):
     """A mistake that the user can mend; the command line prints its one line and exits with 2."""
 
     exit_code = 2
-    told = False
-    """Whether another process of the run tells it, so that this one need not."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -34,5 +32,3 @@ class Preempted(Exception):
     """The run was asked to stop and has saved its state; the same command continues it."""
 
     exit_code = 75
-    told = False
-    """Whether another process of the run tells it, so that this one need not."""

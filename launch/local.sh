@@ -5,11 +5,11 @@
 #
 # DEVICES  CPU devices of each process (left to JAX if unset)
 # PORT     of the coordinator (a free one if unset)
-# JAXMLCL  the program (jaxmlcl)
+# JAXMLCL  the program (jaxmlcl, or that of .venv)
 # DRY_RUN  1 prints the commands
 #
-# Ends when all have ended, with the exit code of the first that failed. SIGTERM and SIGINT go to
-# all of them.
+# Ends when all have ended, with the exit code of the first that failed; it says how each of those
+# ended. SIGTERM and SIGINT go to all of them.
 set -uo pipefail
 if [[ ! ${1:-} =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
   echo "usage: launch/local.sh PROCESSES COMMAND [ARGUMENT ...]" >&2
@@ -17,7 +17,10 @@ if [[ ! ${1:-} =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
 fi
 count=$1
 shift
-read -ra program <<<"${JAXMLCL:-jaxmlcl}"
+if [[ -z ${JAXMLCL:-} ]]; then
+  JAXMLCL=$(command -v jaxmlcl || echo "$(dirname "$0")/../.venv/bin/jaxmlcl")
+fi
+read -ra program <<<"$JAXMLCL"
 port=${PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 [[ -n ${DEVICES:-} ]] && export JAX_NUM_CPU_DEVICES=$DEVICES
 
@@ -34,7 +37,8 @@ for ((index = 0; index < count; index++)); do
 done
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 code=0
-for pid in "${pids[@]}"; do
+for index in "${!pids[@]}"; do
+  pid=${pids[index]}
   wait "$pid"
   ended=$?
   # A signal to this script ends the wait early; the process is still there.
@@ -42,6 +46,7 @@ for pid in "${pids[@]}"; do
     wait "$pid"
     ended=$?
   done
+  [[ $ended == 0 ]] || echo "launch/local.sh: process $index ended with exit code $ended" >&2
   [[ $code == 0 ]] && code=$ended
 done
 exit "$code"

@@ -7,8 +7,11 @@ import dataclasses
 import importlib.util
 import io
 import itertools
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +20,7 @@ import pytest
 
 import jaxmlcl
 from jaxmlcl import cli
+from jaxmlcl.cli.processes import take
 from jaxmlcl.config import load, override
 from jaxmlcl.config._fields import BASES
 from tests.conftest import ROOT
@@ -157,13 +161,18 @@ def test_commands_resolve(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     for words in commands(page):
         # What is set for one command stands before it.
         program, *words = itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words)
+        if program == "launch/local.sh":
+            assert (ROOT / program).exists()
+            assert int(words[0]) > 0
+            program, words = "jaxmlcl", words[1:]
         if program == "jaxmlcl":
             command, target, *flags = words
             assert command in cli.COMMANDS
             if command in ("train", "config"):
+                _, flags = take(flags)
                 override(load(target), [flag for flag in flags if flag != "--json"])
         elif program == "pip":
-            named = re.findall(r"\[(\w+)\]", words[-1])
+            named = re.findall(r"\[([\w-]+)\]", words[-1])
             assert words[0] == "install"
             assert set(named) <= set(extras)
         else:
@@ -247,6 +256,15 @@ def test_the_readme_trains_on_your_own_data(
         assert cli.main([*words, *(short if words[0] in ("train", "sweep") else [])]) == 0, words
     assert '"best_on_val"' in capsys.readouterr().out
     assert (tmp_path / "runs" / "birds" / "report.html").exists()
+    many = [words for words in commands(page) if "launch/local.sh" in words]
+    assert [words[3] for words in many] == ["train", "evaluate"]
+    program = {"JAXMLCL": f"{sys.executable} -m jaxmlcl", "JAX_PLATFORMS": "cpu", "DEVICES": "2"}
+    for words in many:
+        command = [str(ROOT / words[1]), *words[2:], *(short if words[3] == "train" else [])]
+        place = {"PYTHONPATH": str(PACKAGE.parent), "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, env={**os.environ, **program, **place}, timeout=300)
+        assert done.returncode == 0
+    assert (tmp_path / "runs" / "birds-2" / "evaluation" / "test.json").exists()
     header, row = Path("scores.csv").read_text().splitlines()
     assert header == ",".join(["id", *map(str, names)])
     assert row.startswith("0,0.")

@@ -110,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except (Exception, KeyboardInterrupt) as error:
         message, code = explain(error)
-        if not getattr(error, "told", False):
-            fail(message, error)
+        fail(message, error)
         if isinstance(error, KeyboardInterrupt) and arguments is None:
             # At once: JAX may crash when it is taken down while a program of its own runs.
             with contextlib.suppress(OSError, ValueError):

@@ -97,8 +97,8 @@ def joined(settings: Settings) -> Iterator[Group]:
             try:
                 yield processes
             except Preempted as error:
-                error.told = not processes.primary
-                raise
+                # All leave together; each says so, since each may have a log of its own.
+                raise Preempted(_as_told(processes, str(error))) from None
             except BaseException as error:
                 _leave(processes, error)
 
@@ -110,12 +110,15 @@ def _leave(processes: Group, error: BaseException) -> NoReturn:
         processes.wait_for_word(3.0)
     message, code = explain(error)
     processes.end(code, message)
-    if not getattr(error, "told", False):
-        fail(message if processes.primary else f"{processes.name}: {message}", error)
+    fail(_as_told(processes, message), error)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     # At once: taking JAX down in good order would wait for the other processes.
     os._exit(code)
+
+
+def _as_told(processes: Group, message: str) -> str:
+    return message if processes.primary else f"{processes.name}: {message}"
 
 
 def _end(lost: Lost) -> None:

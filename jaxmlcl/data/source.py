@@ -342,7 +342,7 @@ def open_source(
 
     Raises:
       DataError: `root` is no folder, nothing there, a kind of data or an option that is not
-        known, or bad content.
+        known, an address in object storage, or bad content.
 
     Example:
       >>> source = open_source("digits:test?size=8&seed=3")
@@ -358,6 +358,8 @@ def open_source(
     opener, options, places = address.opener, dict(address.options), search_places(root)
     part = {name: options.pop(name) for name in _PART_OPTIONS if name in options}
     # A scheme needs no folder, and a run may carry the name of one that is no longer there.
+    if not address.scheme and root is not None:
+        _refuse_buckets(os.fspath(root))
     if not address.scheme and root is not None and not os.path.isdir(os.path.expanduser(root)):
         raise DataError(f"{os.fspath(root)}: data.root is not a folder; name the one with the data")
     source = opener(
@@ -418,6 +420,7 @@ def find_file(path: str, places: Sequence[Path], hint: bool = True) -> Path:
       ...
       jaxmlcl.errors.DataError: none.arff: no such file; tried /nowhere/none.arff
     """
+    _refuse_buckets(path)
     expanded = os.path.expanduser(path)
     tried = [Path(expanded)] if os.path.isabs(expanded) else [place / path for place in places]
     for candidate in tried:
@@ -498,7 +501,23 @@ class _Address(NamedTuple):
     options: dict[str, str]
 
 
+# Where nothing can be read row by row, so that the bucket has to look like a folder.
+_BUCKET = re.compile(r"(gs|gcs|s3|s3a|az|abfss?|hdfs)://", re.IGNORECASE)
+
+
+def _refuse_buckets(text: str) -> None:
+    """Refuse an address in object storage, whatever kind of data it is of."""
+    found = _BUCKET.match(text)
+    if found is not None and found[1].lower() not in _SCHEMES:
+        raise DataError(
+            f"{text}: data are not read from object storage (of ArrayRecord, its own library reads "
+            "local files only); mount the bucket (gcsfuse, mountpoint-s3) or copy the data to a "
+            "local disk, and give that path; see docs/scale.md"
+        )
+
+
 def _address(text: str) -> _Address:
+    _refuse_buckets(text)
     location, _, query = text.partition("?")
     scheme, colon, body = location.partition(":")
     ending = os.path.splitext(location)[1].lower()

@@ -91,6 +91,8 @@ class Channel:
         self._changed = threading.Condition()
         self._shared: dict[int, Any] = {}
         self._shares = 0
+        self._collected: dict[int, dict[int, Any]] = {}
+        self._collections = 0
         self._reached = 0
         self._held_at: int | None = None
         self._held: dict[int, int] = {}
@@ -130,6 +132,21 @@ class Channel:
         with self._changed:
             self._changed.wait_for(lambda: number in self._shared)
             return self._shared.pop(number)
+
+    def collect(self, value: Any) -> list[Any]:
+        """What every process gives, in order, at process 0; nothing elsewhere.
+
+        Args:
+          value: something that JSON can hold.
+        """
+        number = self._collections = self._collections + 1
+        self._call(self._send_home, {"collect": number, "value": value})
+        if self.index != 0:
+            return []
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._collected.get(number, {})) == self.count)
+            found = self._collected.pop(number)
+        return [found[index] for index in range(self.count)]
 
     def ask_to_stop(self, reason: str) -> None:
         """Ask all to stop at a common place; may be called by a signal's handler."""
@@ -218,14 +235,12 @@ class Channel:
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection from outside: another process, or the relay of one."""
         hello = await _read(reader)
-        if hello is None:
-            writer.close()
-        elif "relay" in hello:
+        if hello is not None and "relay" in hello:
             await self._relay_to_service(reader, writer)
-        elif "process" in hello:
+        elif hello is not None and hello.keys() >= {"process", "count", "name", "facts"}:
             await self._enrol(hello, reader, writer)
         else:
-            writer.close()
+            writer.close()  # a stranger
 
     async def _enrol(
         self, hello: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -359,6 +374,10 @@ class Channel:
         if "share" in message:
             with self._changed:
                 self._shared[message["share"]] = message["value"]
+                self._changed.notify_all()
+        elif "collect" in message:
+            with self._changed:
+                self._collected.setdefault(message["collect"], {})[index] = message["value"]
                 self._changed.notify_all()
         elif "stop" in message:
             self._hold_all(message["stop"])

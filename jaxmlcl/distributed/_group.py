@@ -61,9 +61,7 @@ class Group:
         if not self.primary:
             answer = self._channel.share()
             if "error" in answer:
-                error = UserError(answer["error"])
-                error.told = True
-                raise error
+                raise UserError(answer["error"])
             return answer["result"]
         try:
             result = action()
@@ -72,17 +70,29 @@ class Group:
             raise
         return self._channel.share({"result": result})["result"]
 
-    def check_same(self, what: str, value: str, mend: str) -> None:
-        """Refuse a value that is not that of process 0.
+    def compare(self, value: _T, difference: Callable[[_T, _T], str], mend: str) -> None:
+        """Refuse, in all processes, values that are not those of process 0.
+
+        Args:
+          value: this process's; anything that JSON can hold.
+          difference: from process 0's value and another's what differs, in words; empty if nothing.
+          mend: what to do.
 
         Raises:
-          ConfigError: naming the process, both values and what to do.
+          UserError: naming the process.
         """
-        first = self.share(value)
-        if first != value:
-            raise ConfigError(
-                f"{what} of {self.name} is {value[:80]}, that of process 0 {first[:80]}; {mend}"
-            )
+        if self._channel is None:
+            return
+        channel, values = self._channel, self._channel.collect(value)
+
+        def check() -> None:
+            for index, other in enumerate(values):
+                if found := difference(values[0], other):
+                    raise ConfigError(
+                        f"{channel.who(index)} differs from process 0: {found}; {mend}"
+                    )
+
+        self.once(check)
 
     def ask_to_stop(self, reason: str) -> None:
         """Ask all to stop at a common place; for the handler of a signal."""

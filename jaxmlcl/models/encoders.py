@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxmlcl.errors import ConfigError
-from jaxmlcl.models.layers import Dropout, check_dropout, dense, kaiming_fan_out
+from jaxmlcl.models.layers import (
+    Dropout,
+    Statistics,
+    batch_norm,
+    check_dropout,
+    dense,
+    kaiming_fan_out,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,11 @@ class ResNet(Encoder):
     """Two 3x3 convolutions, or 1x1-3x3-1x1 with four times the channels at the end."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """7x7 stride 2 with max pooling, or one 3x3 for small images."""
+    statistics: Statistics = "global"
+    """Batch normalisation by the mean and variance of the whole batch, or of each device's rows."""
+    remat: Literal["none", "convolutions", "blocks"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing, all of a block but its
+    convolutions, or whole blocks, of which only the inputs are kept."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 1 or self.channels < 1:
@@ -92,7 +104,9 @@ class ResNet(Encoder):
 
     def build(self, dtype: Any) -> nn.Module:
         """The Flax module."""
-        return _ResNet(self.depths, self.channels, self.block, self.stem, dtype)
+        return _ResNet(
+            self.depths, self.channels, self.block, self.stem, self.statistics, self.remat, dtype
+        )
 
     @property
     def width(self) -> int:
@@ -107,6 +121,8 @@ class _ResNet(nn.Module):
     channels: int
     block: str
     stem: str
+    statistics: Statistics
+    remat: str
     dtype: Any
 
     @nn.compact
@@ -115,15 +131,30 @@ class _ResNet(nn.Module):
         x = inputs.astype(self.dtype)
         if self.stem == "imagenet":
             x = _conv(self.channels, 7, 2, self.dtype)(x)
-            x = nn.relu(_norm(train, self.dtype)(x))
+            x = nn.relu(batch_norm(train, self.dtype, self.statistics)(x))
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         else:
             x = _conv(self.channels, 3, 1, self.dtype)(x)
-            x = nn.relu(_norm(train, self.dtype)(x))
-        for group, depth in enumerate(self.depths):
-            for position in range(depth):
-                stride = 2 if group > 0 and position == 0 else 1
-                x = _Block(self.channels * 2**group, stride, self.block, self.dtype)(x, train)
+            x = nn.relu(batch_norm(train, self.dtype, self.statistics)(x))
+        block: Any = _Block
+        if self.remat != "none":
+            policy = _keep_convolutions if self.remat == "convolutions" else None
+            block = nn.remat(_Block, static_argnums=(2,), policy=policy)
+        for index, (group, position) in enumerate(
+            (group, position)
+            for group, depth in enumerate(self.depths)
+            for position in range(depth)
+        ):
+            stride = 2 if group > 0 and position == 0 else 1
+            # Named as Flax would, so that parameters have the same names with and without remat.
+            x = block(
+                self.channels * 2**group,
+                stride,
+                self.block,
+                self.statistics,
+                self.dtype,
+                name=f"_Block_{index}",
+            )(x, train)
         return x.mean(axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
 
 
@@ -131,6 +162,7 @@ class _Block(nn.Module):
     channels: int
     stride: int
     block: str
+    statistics: Statistics
     dtype: Any
 
     @nn.compact
@@ -145,12 +177,19 @@ class _Block(nn.Module):
             ]
         y = x
         for position, (channels, size, stride) in enumerate(plan):
-            y = _norm(train, self.dtype)(_conv(channels, size, stride, self.dtype)(y))
+            y = _conv(channels, size, stride, self.dtype)(y)
+            y = batch_norm(train, self.dtype, self.statistics)(y)
             if position < len(plan) - 1:
                 y = nn.relu(y)
         if x.shape != y.shape:
-            x = _norm(train, self.dtype)(_conv(plan[-1][0], 1, self.stride, self.dtype)(x))
+            x = _conv(plan[-1][0], 1, self.stride, self.dtype)(x)
+            x = batch_norm(train, self.dtype, self.statistics)(x)
         return nn.relu(x + y)
+
+
+def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What is kept for the backward pass: what is dear to compute again."""
+    return primitive.name == "conv_general_dilated"
 
 
 def _check_rank(name: str, kind: str, inputs: jax.Array, rank: int) -> None:
@@ -170,17 +209,6 @@ def _conv(channels: int, size: int, stride: int, dtype: Any) -> nn.Module:
         padding=((pad, pad), (pad, pad)),
         use_bias=False,
         kernel_init=kaiming_fan_out,
-        dtype=dtype,
-        param_dtype=jnp.promote_types(dtype, jnp.float32),
-    )
-
-
-def _norm(train: bool, dtype: Any) -> nn.Module:
-    # momentum 0.9 here is PyTorch's 0.1; under jit the statistics are those of the global batch.
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
         dtype=dtype,
         param_dtype=jnp.promote_types(dtype, jnp.float32),
     )

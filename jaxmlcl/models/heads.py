@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxmlcl.errors import ConfigError
-from jaxmlcl.models.layers import Dropout, check_dropout, dense
+from jaxmlcl.models.layers import Dropout, Statistics, batch_norm, check_dropout, dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Projection:
     """Hidden blocks before the last linear layer."""
     dropout: float = 0.1
     """Probability that a hidden unit is dropped in training."""
+    statistics: Statistics = "global"
+    """Batch normalisation by the mean and variance of the whole batch, or of each device's rows."""
 
     def __post_init__(self) -> None:
         check_dropout("head: dropout", self.dropout)
@@ -34,13 +36,14 @@ class Projection:
 
     def build(self, dtype: Any) -> nn.Module:
         """The Flax module; its output is not normalised."""
-        return _Projection(self.width, self.hidden_layers, self.dropout, dtype)
+        return _Projection(self.width, self.hidden_layers, self.dropout, self.statistics, dtype)
 
 
 class _Projection(nn.Module):
     width: int
     hidden_layers: int
     dropout: float
+    statistics: Statistics
     dtype: Any
 
     @nn.compact
@@ -52,13 +55,7 @@ class _Projection(nn.Module):
             # The authors' layer has a bias, which the normalisation after it cancels: its gradient
             # is rounding, and Adam would turn that into a walk that differs on every mesh.
             x = dense(x.shape[-1], hidden, self.dtype, use_bias=False)(x)
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=self.dtype,
-                param_dtype=jnp.promote_types(self.dtype, jnp.float32),
-            )(x)
+            x = batch_norm(train, self.dtype, self.statistics)(x)
             x = Dropout(self.dropout)(nn.relu(x), train)
         return dense(x.shape[-1], self.width, self.dtype)(x)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -29,8 +29,14 @@ class MeshSpec:
     """Devices along which only the batch is split (devices); -1 takes what is left."""
     fsdp: int = 1
     """Devices along which batch and parameters are split (devices); -1 takes what is left."""
-    rules: tuple[tuple[str, str], ...] = (("queue", "replicate"), (".*", "fsdp"))
-    """(regular expression over the state's path, tactic): the first match places the array.
+    split: Literal["state", "optimizer"] = "state"
+    """What is split along `fsdp`: parameters, key encoder and optimiser state alike, or only the
+    optimiser's state (ZeRO-1), which leaves forward and backward pass as with `data`."""
+    queue: Literal["replicate", "interleave"] = "replicate"
+    """Whether every device holds the whole queue, or its slots are dealt out over all devices."""
+    rules: tuple[tuple[str, str], ...] = ()
+    """(regular expression over the state's path, tactic): the first match places the array; where
+    none matches, `split` and `queue` do.
     replicate: whole on every device; fsdp: split along its largest axis that divides over the
     devices of `fsdp`; interleave: split along its first axis over all devices, the slots of a
     queue dealt out in turn."""
@@ -83,13 +89,18 @@ class MeshSpec:
         )
 
     def tactic(self, path: str) -> str:
-        """What the first rule that matches says of an array; replicate if none does.
+        """What the first rule that matches says of an array, those of `split` and `queue` last.
 
         Example:
-          >>> MeshSpec().tactic("objective/queue/keys")
-          'replicate'
+          >>> MeshSpec(queue="interleave").tactic("objective/queue/keys")
+          'interleave'
+          >>> zero1 = MeshSpec(fsdp=8, split="optimizer")
+          >>> zero1.tactic("params/encoder/kernel"), zero1.tactic("optimizer/0/mu/encoder/kernel")
+          ('replicate', 'fsdp')
         """
-        found = (tactic for pattern, tactic in self.rules if re.search(pattern, path))
+        split = "^optimizer/" if self.split == "optimizer" else ""
+        rules = (*self.rules, ("queue", self.queue), (split, "fsdp"))
+        found = (tactic for pattern, tactic in rules if re.search(pattern, path))
         return next(found, "replicate")
 
     def place(self, mesh: Mesh, tree: Any) -> Any:

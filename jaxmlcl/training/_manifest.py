@@ -11,13 +11,15 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 import jaxmlcl
 from jaxmlcl.errors import CheckpointError
 from jaxmlcl.io import sync_folder, write_atomic
+from jaxmlcl.training import _storage
+from jaxmlcl.training._storage import is_remote
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -28,7 +30,7 @@ class Checkpoint:
     """A saved state: what its manifest says, without the arrays.
 
     Attributes:
-      path: its folder.
+      path: its folder, or its place in a bucket.
       step: training steps done when it was saved.
       finished: saved at the end of its stage; never pruned.
       best: the best by the validation metric when it was saved.
@@ -67,6 +69,8 @@ def read_manifest(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise DamagedError(f"{MANIFEST} is missing (the save was interrupted)") from None
     except OSError as error:
+        if is_remote(path):
+            raise  # of the network, not of the checkpoint
         raise DamagedError(f"{MANIFEST} cannot be read ({error.strerror})") from None
     except ValueError:  # not UTF-8, or not JSON
         raise DamagedError(f"{MANIFEST} is damaged (not JSON)") from None
@@ -94,32 +98,43 @@ def read_manifest(path: Path) -> Checkpoint:
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Complete the checkpoint in `path`: flush its files, then write the manifest atomically."""
-    manifest["files"] = {
-        file.relative_to(path).as_posix(): _measure(file)
-        for file in _flush(path / manifest["state"])
-    }
+    arrays = path / manifest["state"]
+    if is_remote(path):
+        names = [f"{arrays.name}/{name}" for name in _storage.objects(arrays)]
+    else:
+        names = [file.relative_to(path).as_posix() for file in _flush(arrays)]
+    with _storage.measuring(path, names) as measure:
+        manifest["files"] = {name: measure(name) for name in names}
     manifest["sha256"] = _checksum(manifest)
-    write_atomic(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    content = json.dumps(manifest, indent=1) + "\n"
+    if is_remote(path):
+        (path / MANIFEST).write_bytes(content.encode())  # one object, whole or not at all
+        return
+    write_atomic(path / MANIFEST, content)
     sync_folder(path.parent)
 
 
 def verify(checkpoint: Checkpoint) -> None:
     """Compare every file with the manifest: all sizes first, which costs nothing."""
+    size_of = _storage.size_of(checkpoint.path)
     try:
         for name, expected in checkpoint.files.items():
-            size = (checkpoint.path / name).stat().st_size
+            size = size_of(name)
             if size < expected["bytes"]:
                 reason = f"truncated: {size} of {expected['bytes']} bytes"
                 raise DamagedError(f"{name} is damaged ({reason})")
             if size > expected["bytes"]:
                 reason = f"{size} bytes instead of {expected['bytes']}"
                 raise DamagedError(f"{name} is damaged ({reason})")
-        for name, expected in checkpoint.files.items():
-            if _measure(checkpoint.path / name)["sha256"] != expected["sha256"]:
-                raise DamagedError(f"{name} is damaged (sha256 differs)")
+        with _storage.measuring(checkpoint.path, checkpoint.files) as measure:
+            for name, expected in checkpoint.files.items():
+                if measure(name)["sha256"] != expected["sha256"]:
+                    raise DamagedError(f"{name} is damaged (sha256 differs)")
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{name} is damaged (missing)") from None
     except OSError as error:
+        if is_remote(checkpoint.path):
+            raise
         raise DamagedError(f"{name} cannot be read ({error.strerror})") from None
 
 
@@ -128,12 +143,6 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _measure(file: Path) -> dict[str, Any]:
-    with open(file, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return {"bytes": opened.tell(), "sha256": digest}
 
 
 def _flush(folder: Path) -> list[Path]:
@@ -157,8 +166,17 @@ def delete(path: Path, *, ignore_errors: bool = False) -> None:
     """Delete a checkpoint, its manifest first: a kill half-way leaves nothing that looks valid."""
     (path / MANIFEST).unlink(missing_ok=True)
     if path.is_dir():
-        sync_folder(path)
-        shutil.rmtree(path, ignore_errors=ignore_errors)
+        if not is_remote(path):
+            sync_folder(path)
+        _remove_tree(path, ignore_errors=ignore_errors)
+
+
+def _remove_tree(folder: Path, *, ignore_errors: bool = False) -> None:
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+        return
+    with contextlib.suppress(Exception if ignore_errors else FileNotFoundError):
+        cast(Any, folder).rmtree()
 
 
 def remove_strays(path: Path, *, keep: str) -> list[Path]:
@@ -168,7 +186,7 @@ def remove_strays(path: Path, *, keep: str) -> list[Path]:
         if entry.name in (MANIFEST, keep):
             continue
         if entry.is_dir() and entry.name.startswith("state"):
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove_tree(entry, ignore_errors=True)
         elif entry.name.startswith(f".{MANIFEST}."):
             entry.unlink(missing_ok=True)
         else:
@@ -179,12 +197,13 @@ def remove_strays(path: Path, *, keep: str) -> list[Path]:
 
 def discard_unfinished(path: Path) -> None:
     """After a failed save give its space back; a checkpoint that was there before stays."""
-    with contextlib.suppress(OSError):  # the disk may be what failed
+    # The disk, or the network, may be what failed.
+    with contextlib.suppress(Exception if is_remote(path) else OSError):
         try:
             keep = read_manifest(path).folder
         except DamagedError:
             if not (path / MANIFEST).exists():
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_tree(path, ignore_errors=True)
         else:
             remove_strays(path, keep=keep)
 

@@ -6,6 +6,9 @@ last, so a folder that has one holds a whole checkpoint. The layout of a store i
     <directory>/<step, 9 digits>/state/         arrays, written by Orbax
     <directory>/<step, 9 digits>/manifest.json  everything else, and SHA-256 of each file of state/
 
+The directory may be a place in a bucket, gs://BUCKET/PATH or s3://BUCKET/PATH. An object is written
+whole or not at all, so there the manifest is one request, and nothing is flushed or renamed.
+
 Orbax stays inside: what the store takes and gives back are pytrees and paths.
 """
 
@@ -27,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmlcl.distributed import group
-from jaxmlcl.errors import CheckpointError
+from jaxmlcl.errors import CheckpointError, UserError
 from jaxmlcl.training._manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -45,12 +48,14 @@ from jaxmlcl.training._manifest import (
     verify,
     write_manifest,
 )
-from jaxmlcl.training._orbax import detached, handler, quiet
+from jaxmlcl.training._orbax import detached, quiet, reader, writer
+from jaxmlcl.training._storage import explain, explained, is_remote, open_place, reach
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
 _FOLDER = re.compile(r"\d{9,}")
 _PyTree = TypeVar("_PyTree")
+_Result = TypeVar("_Result")
 
 
 class CheckpointStore:
@@ -69,11 +74,12 @@ class CheckpointStore:
     occur, typed random keys may not (save `jax.random.key_data`).
 
     Args:
-      directory: the stage's folder; created by the first save.
+      directory: the stage's folder, created by the first save, or its place in a bucket.
       keep_latest: how many of the newest to keep, at least 1.
 
     Raises:
       ValueError: if `keep_latest` is below 1.
+      UserError: a place in a store that is not known, or whose libraries are not installed.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -89,12 +95,13 @@ class CheckpointStore:
     def __init__(self, directory: str | os.PathLike[str], *, keep_latest: int = 2) -> None:
         if keep_latest < 1:
             raise ValueError(f"keep_latest is {keep_latest}; at least 1 checkpoint must be kept")
-        self.directory = Path(os.path.abspath(directory))
+        self.directory = open_place(directory)
         self.keep_latest = keep_latest
         self._orbax: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._damaged: set[Path] = set()
+        self._reached = not is_remote(self.directory)
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -165,16 +172,16 @@ class CheckpointStore:
             return name
 
         try:
-            manifest["state"] = name = group().once(prepare)
+            manifest["state"] = name = self._once(prepare)
             with quiet(), jax.transfer_guard("allow"):
                 self._writer().save(path / name, args=ocp.args.PyTreeSave(detached(arrays)))
         except Exception as error:
             if group().primary:
                 discard_unfinished(path)
-            explained = None if isinstance(error, CheckpointError) else _explain(error, path)
-            if explained is None:
+            told = None if isinstance(error, UserError) else _explain(error, path)
+            if told is None:
                 raise
-            raise explained from error
+            raise told from error
         self._thread = threading.Thread(
             target=self._finish, args=(path, manifest), name=f"checkpoint-{step}"
         )
@@ -198,11 +205,12 @@ class CheckpointStore:
     def checkpoints(self) -> list[Checkpoint]:
         """Every checkpoint with a readable manifest, newest first; no file of it is verified."""
         found = []
-        for path in self._folders():
-            try:
-                found.append(read_manifest(path))
-            except DamagedError:
-                continue
+        with explained(self.directory):
+            for path in self._folders():
+                try:
+                    found.append(read_manifest(path))
+                except DamagedError:
+                    continue
         return found
 
     def latest_valid(
@@ -240,11 +248,12 @@ class CheckpointStore:
                     return path.name
             return None
 
-        found = group().once(find)
+        found = self._once(find)
         if found is None:
             return None
         try:
-            return read_manifest(self.directory / found)
+            with explained(self.directory):
+                return read_manifest(self.directory / found)
         except DamagedError as damage:
             raise CheckpointError(
                 f"checkpoint {self.directory / found}: {damage}, as {group().name} sees it; give "
@@ -332,7 +341,7 @@ class CheckpointStore:
                 delete(path, ignore_errors=True)
             return [str(path) for path in folders]
 
-        return [Path(path) for path in group().once(delete_all)]
+        return [open_place(path) for path in self._once(delete_all)]
 
     def clean(self) -> list[Path]:
         """Delete what killed saves and killed deletions left behind.
@@ -359,10 +368,11 @@ class CheckpointStore:
                 removed += remove_strays(path, keep=checkpoint.folder)
             return [str(path) for path in removed]
 
-        return [Path(path) for path in group().once(tidy)]
+        return [open_place(path) for path in self._once(tidy)]
 
     def _folders(self) -> list[Path]:
         """Step folders, newest first, whatever is in them."""
+        self._reach()
         try:
             entries = list(self.directory.iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -370,14 +380,24 @@ class CheckpointStore:
         folders = [entry for entry in entries if _FOLDER.fullmatch(entry.name) and entry.is_dir()]
         return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
 
+    def _once(self, action: Callable[[], _Result]) -> _Result:
+        """Do folder work at process 0 for all; errors of a store become one line."""
+
+        def guarded() -> _Result:
+            with explained(self.directory):
+                return action()
+
+        return group().once(guarded)
+
+    def _reach(self) -> None:
+        """Before the first work in a bucket see that it is there."""
+        if not self._reached:
+            reach(self.directory)
+            self._reached = True
+
     def _writer(self) -> ocp.AsyncCheckpointer:
         if self._orbax is None:
-            self._orbax = ocp.AsyncCheckpointer(
-                handler(),
-                # In the foreground a folder that cannot be made fails at once; in the background
-                # Orbax's other threads would wait for it until their time is up.
-                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
-            )
+            self._orbax = writer(self.directory)
         return self._orbax
 
     def _prepare(self, path: Path) -> str:
@@ -386,11 +406,13 @@ class CheckpointStore:
         A checkpoint that is there already keeps its arrays under their name: writing the new
         manifest, which is atomic, is what replaces it.
         """
+        self._reach()
         try:
             present = read_manifest(path).folder
         except DamagedError:
             delete(path)
-            path.mkdir(parents=True, exist_ok=True)
+            if not is_remote(path):  # a bucket has no folders
+                path.mkdir(parents=True, exist_ok=True)
             return "state"
         remove_strays(path, keep=present)
         return "state-1" if present == "state" else "state"
@@ -440,8 +462,12 @@ class CheckpointStore:
         )
         try:
             with quiet(), jax.transfer_guard("allow"):
-                return dict(ocp.Checkpointer(handler()).restore(folder, args=request))
+                return dict(reader(folder).restore(folder, args=request))
+        except UserError:
+            raise
         except Exception as error:
+            if is_remote(folder):
+                raise explain(error, folder) from error
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} cannot be read: {type(error).__name__}: "
                 f"{str(error)[:400]}; move the folder away to use the one before it"
@@ -462,6 +488,8 @@ _REFUSED = (
 
 def _check_space(arrays: dict[str, jax.Array], path: Path) -> None:
     """Refuse what cannot fit before anything is written."""
+    if is_remote(path):
+        return
     needed = sum(array.nbytes for array in arrays.values())
     disk = shutil.disk_usage(path)
     if disk.total and disk.free < needed:  # some network file systems say 0 of 0
@@ -476,10 +504,12 @@ def _full(path: Path, reason: str) -> CheckpointError:
 
 
 def _explain(error: BaseException, path: Path) -> CheckpointError | None:
-    """One line for a disk that is full or refuses; None for anything else.
+    """One line for a store's error, or a disk that is full or refuses; None for anything else.
 
     Orbax and TensorStore wrap the system's error in their own, often as text only.
     """
+    if is_remote(path):
+        return explain(error, path)
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:

@@ -9,24 +9,18 @@ from typing import Literal
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.random import Generator
 from jaxmlcl.sharding.mesh import MeshSpec
+from jaxmlcl.training._storage import check_place
 from jaxmlcl.training.dataset import Data
 from jaxmlcl.training.duration import Duration, check_duration, steps
 from jaxmlcl.training.stage import Stage
 
+# Where the data are: it may differ between the machines of a run.
+PLACES = ("data.root", "stages.*.data.root")
 # What may differ between the runs that continue one workdir: none of it changes what is learnt.
 # A change of mesh changes rounding only, and is announced.
-VOLATILE = (
-    "workdir",
-    "profile",
-    "logging",
-    "checkpoint",
-    "mesh",
-    "main",
-    "data.root",
-    "stages.*.data.root",
-)
+VOLATILE = ("workdir", "profile", "logging", "checkpoint", "mesh", "main", *PLACES)
 
-__all__ = ["VOLATILE", "Checkpoint", "Data", "Experiment", "Logging", "parse_profile"]
+__all__ = ["PLACES", "VOLATILE", "Checkpoint", "Data", "Experiment", "Logging", "parse_profile"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +31,14 @@ class Checkpoint:
     """How often the state is saved (steps, epochs or examples)."""
     keep: int = 2
     """How many of the latest are kept (count), beside the best and each stage's last."""
+    folder: str | None = None
+    """Where checkpoints are kept: a folder (a relative one lies in WORKDIR), or gs://BUCKET/PATH or
+    s3://BUCKET/PATH (needs the extra "cloud"); WORKDIR/checkpoints if absent."""
 
     def __post_init__(self) -> None:
         check_duration("checkpoint: every", self.every)
+        if self.folder is not None:
+            check_place(self.folder)
         if self.keep < 1:
             raise ConfigError(f"checkpoint: keep must be at least 1, not {self.keep}")
 

@@ -227,5 +227,5 @@ def restore_stage(
     # A length relative to other stages' FLOPs does not matter here: any number will do.
     flops = dict.fromkeys(experiment.stages, 1.0)
     program = build_stage(experiment, name, mesh, source, flops, trains=False)
-    store = CheckpointStore(stage_folder(workdir, name))
+    store = CheckpointStore(stage_folder(workdir, name, experiment.checkpoint.folder))
     return program, *load_stage(store, program, report)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from jaxmlcl.distributed import group
 from jaxmlcl.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, UserError
 from jaxmlcl.evaluation import multilabel_metrics
 from jaxmlcl.sharding import own_blocks, place_rows
+from jaxmlcl.training._storage import is_remote, open_place
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.console import Console, Silent
 from jaxmlcl.training.experiment import Experiment, parse_profile
@@ -40,7 +40,13 @@ from jaxmlcl.training.signals import Stop, stop_signals
 from jaxmlcl.training.splits import StageData, check_selection, data_field, open_data
 from jaxmlcl.training.step import TrainState, advance_plateau
 from jaxmlcl.training.trained_on import save_trained_on
-from jaxmlcl.training.workdir import open_workdir, write_file
+from jaxmlcl.training.workdir import (
+    check_folder,
+    check_same_everywhere,
+    folder_before,
+    open_workdir,
+    write_file,
+)
 from jaxmlcl.training.writers import MetricsLog, NoLog, TensorBoard
 
 # Measurements wait on the device at most this many steps before they are looked at.
@@ -54,9 +60,17 @@ def default_workdir(experiment: Experiment) -> Path:
     return Path(experiment.workdir or Path("runs") / experiment.name)
 
 
-def stage_folder(workdir: Path, stage: str) -> Path:
-    """Where a stage's checkpoints are."""
-    return workdir / "checkpoints" / stage
+def checkpoint_folder(workdir: Path, folder: str | None) -> Path | str:
+    """Where a run's checkpoints are: `checkpoint.folder`, from the workdir, or in a bucket."""
+    if folder is not None and is_remote(folder):
+        return folder.rstrip("/")
+    return workdir / Path(folder or "checkpoints").expanduser()
+
+
+def stage_folder(workdir: Path, stage: str, folder: str | None = None) -> Path | str:
+    """Where a stage's checkpoints are; `folder` is the experiment's `checkpoint.folder`."""
+    place = checkpoint_folder(workdir, folder)
+    return f"{place}/{stage}" if isinstance(place, str) else place / stage
 
 
 def train(
@@ -82,24 +96,21 @@ def train(
       Preempted: a signal asked to stop; the state is saved.
     """
     console = console or Silent()
-    group().check_same(
-        "the experiment",
-        hashlib.sha256(resolved.encode()).hexdigest(),
-        "start all processes with the same configuration and flags",
-    )
+    check_same_everywhere(resolved)
     folder = default_workdir(experiment)
     with open_workdir(folder, resolved) as workdir, stop_signals(group()) as stop:
         # Set up: devices, data, and what every step reads.
         mesh = experiment.mesh.build(devices)
         data = open_data(experiment)
-        for name, own in data.items():
-            _check_same_data(name, own)
+        _check_same_data(data)
         stores = {
             name: CheckpointStore(
-                stage_folder(workdir, name), keep_latest=experiment.checkpoint.keep
+                stage_folder(workdir, name, experiment.checkpoint.folder),
+                keep_latest=experiment.checkpoint.keep,
             )
             for name in experiment.stages
         }
+        _check_kept(experiment, workdir, resolved, stores)
         for store in stores.values():
             for removed in store.clean():
                 console.line(
@@ -124,6 +135,9 @@ def train(
             check_selection(experiment, splits)
             # Nothing is refused from here on: what the folder says is now about this run.
             write_file(workdir / "experiment.json", resolved)
+            if experiment.checkpoint.folder is not None:
+                kept = open_place(checkpoint_folder(workdir, experiment.checkpoint.folder))
+                write_file(kept / "experiment.json", resolved)
             for used in data.values():
                 used.preparation.save(workdir / used.file)
             save_trained_on(workdir, {name: used.train for name, used in data.items()})
@@ -527,15 +541,49 @@ def check_fingerprint(checkpoint: Checkpoint, split: str, source: Source) -> Non
         )
 
 
-def _check_same_data(name: str, data: StageData) -> None:
-    """Refuse data that are not those of the other processes."""
-    for split, source in (("train", data.train), ("validation", data.validation)):
-        if source is not None:
-            group().check_same(
-                f"the fingerprint of {split} of stage {name}",
-                source.metadata.fingerprint,
-                "give all processes the same data",
-            )
+def _check_kept(
+    experiment: Experiment, workdir: Path, resolved: str, stores: Mapping[str, CheckpointStore]
+) -> None:
+    """Refuse checkpoints of another experiment, and to begin anew because their folder changed."""
+
+    def check() -> None:
+        folder = experiment.checkpoint.folder
+        if folder is not None:
+            check_folder(open_place(checkpoint_folder(workdir, folder)), resolved)
+        before = folder_before(workdir, folder)
+        if before == folder or any(store.checkpoints() for store in stores.values()):
+            return
+        old = checkpoint_folder(workdir, before)
+        for name in stores:
+            if CheckpointStore(stage_folder(workdir, name, before)).checkpoints():
+                raise ConfigError(
+                    f"checkpoint.folder: the run's checkpoints are in {old}, and there are none in "
+                    f"{checkpoint_folder(workdir, folder)}; copy them there to continue the run, "
+                    "or leave the folder as it was"
+                )
+
+    group().once(check)
+
+
+def _check_same_data(data: Mapping[str, StageData]) -> None:
+    """Refuse data that are not the same in all processes."""
+    fingerprints = {
+        f"{split} of stage {name}": source.metadata.fingerprint
+        for name, own in data.items()
+        for split, source in (("train", own.train), ("validation", own.validation))
+        if source is not None
+    }
+
+    def difference(first: dict[str, str], other: dict[str, str]) -> str:
+        differing = [name for name in first if other.get(name) != first[name]]
+        shown = [
+            f"{name} has fingerprint {first[name][:12]} in process 0, "
+            f"{other.get(name, 'none')[:12]} there"
+            for name in differing
+        ]
+        return ", ".join(shown[:3])
+
+    group().compare(fingerprints, difference, "give all processes the same data")
 
 
 def _counts(data: StageData) -> str:

@@ -6,14 +6,15 @@ import contextlib
 import fcntl
 import fnmatch
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, UserError
 from jaxmlcl.io import write_atomic
-from jaxmlcl.training.experiment import VOLATILE
+from jaxmlcl.training._storage import explained, is_remote, reach
+from jaxmlcl.training.experiment import PLACES, VOLATILE
 
 
 @contextlib.contextmanager
@@ -78,9 +79,13 @@ def write_file(path: Path, data: bytes | str) -> None:
     """Write a file of the run, whole or not at all; process 0 does it for all.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be written.
+      UserError: the store refuses, the disk is full, or the folder cannot be written.
     """
     if not group().primary:
+        return
+    if is_remote(path):
+        with explained(path):
+            path.write_bytes(data.encode() if isinstance(data, str) else data)
         return
     try:
         write_atomic(path, data)
@@ -97,31 +102,81 @@ def _begun(path: Path) -> bool:
     return (log.exists() and log.stat().st_size > 0) or any((path / "checkpoints").glob("*/*"))
 
 
-def _compare(saved: Path, resolved: str) -> None:
+def folder_before(path: Path, folder: str | None) -> str | None:
+    """The `checkpoint.folder` that the run in this workdir had; `folder` if there is no run."""
+    try:
+        saved = json.loads((path / "experiment.json").read_text())
+        return saved["checkpoint"].get("folder")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return folder
+
+
+def check_folder(folder: Path, resolved: str) -> None:
+    """Refuse a folder with the checkpoints of another experiment: one would continue the other.
+
+    Args:
+      folder: the run's `checkpoint.folder`.
+      resolved: the resolved experiment as JSON text.
+
+    Raises:
+      ConfigError: it belongs to an experiment that differs; the fields are named.
+      CheckpointError: the store does not answer, or refuses.
+    """
+    if is_remote(folder):
+        reach(folder)
+    saved = folder / "experiment.json"
+    with explained(folder):
+        if saved.exists():
+            _compare(saved, resolved, "folder of checkpoints", "--checkpoint.folder")
+
+
+def _compare(saved: Path, resolved: str, what: str = "workdir", choice: str = "--workdir") -> None:
     try:
         old = _flatten(json.loads(saved.read_text()))
     except (ValueError, UnicodeDecodeError):
         raise ConfigError(
             f"{saved}: not readable as JSON, so it cannot be told whether the run is the same "
-            "experiment; restore the file, or start in a new workdir"
+            f"experiment; restore the file, or start in a new {what}"
         ) from None
-    new = _flatten(json.loads(resolved))
-    differing = [
-        f"{name} ({old.get(name, 'absent')} there, {new.get(name, 'absent')} now)"
+    differing = _differing(old, _flatten(json.loads(resolved)), VOLATILE, ("there", "now"))
+    if differing:
+        raise ConfigError(
+            f"{saved.parent}: the {what} belongs to a different experiment: {differing}. "
+            f"Use the same configuration to continue it, or another {choice}"
+        )
+
+
+def check_same_everywhere(resolved: str) -> None:
+    """Refuse an experiment that is not that of process 0; where data are may differ by machine.
+
+    Args:
+      resolved: the resolved experiment as JSON text.
+
+    Raises:
+      UserError: naming the process and the fields.
+    """
+    group().compare(
+        _flatten(json.loads(resolved)),
+        lambda first, own: _differing(first, own, PLACES, ("in process 0", "there")),
+        "start all processes with the same configuration and flags",
+    )
+
+
+def _differing(
+    old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str], whens: tuple[str, str]
+) -> str:
+    """The fields in which two flat experiments differ, in words; empty if there are none."""
+    fields = [
+        f"{name} ({old.get(name, 'absent')} {whens[0]}, {new.get(name, 'absent')} {whens[1]})"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
         and not any(
             fnmatch.fnmatchcase(name, pattern)
-            for field in VOLATILE
+            for field in ignored
             for pattern in (field, f"{field}.*")
         )
     ]
-    if differing:
-        raise ConfigError(
-            f"{saved.parent}: the workdir belongs to a different experiment: "
-            f"{'; '.join(differing[:8])}{'; ...' if len(differing) > 8 else ''}. "
-            "Use the same configuration to continue it, or another --workdir"
-        )
+    return f"{'; '.join(fields[:8])}{'; ...' if len(fields) > 8 else ''}"
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

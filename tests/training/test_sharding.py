@@ -21,6 +21,7 @@ from jaxmlcl.training.stage import Stage
 from tests.training.conftest import SMALL_MLP, partly_known, pictures, pretrain, vectors
 
 MESHES = {"data": MeshSpec(8, 1), "fsdp": MeshSpec(1, 8), "both": MeshSpec(2, 4)}
+ZERO1 = MeshSpec(2, 4, split="optimizer")
 OPTIMIZERS = {
     "sgd": Optimizer("sgd", 0.05, weight_decay=1e-4, schedule=Cosine()),
     "adam": Optimizer("adam", 1e-3),
@@ -62,7 +63,7 @@ def compare(
 ) -> None:
     stage = pretrain(kind, OPTIMIZERS[optimizer], **changes)
     one_losses, one = run(kind, stage, MeshSpec(), precision)
-    many_losses, many = run(kind, stage, MESHES[mesh], precision)
+    many_losses, many = run(kind, stage, {**MESHES, "zero1": ZERO1}[mesh], precision)
     assert one_losses[-1] != one_losses[0]
     tolerance = 1e-12 if precision == "float64" else single
     np.testing.assert_allclose(many_losses, one_losses, rtol=tolerance, atol=0)
@@ -141,3 +142,32 @@ def test_fsdp_splits_parameters_and_optimizer() -> None:
     assert len(split) == 2 * sum(
         not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)
     )
+
+
+@pytest.mark.usefixtures("x64")
+def test_optimizer_state_alone_is_split_alike() -> None:
+    compare("vectors", "adam", "zero1", "float64")
+
+
+def test_zero1_splits_the_optimizer_and_nothing_else() -> None:
+    stage = pretrain("vectors", OPTIMIZERS["adam"], ema=0.9)
+    experiment = Experiment("x", Data("unused"), {"pretrain": stage}, mesh=ZERO1)
+    mesh = ZERO1.build(jax.devices()[:8])
+    source = vectors()
+    program = build_stage(experiment, "pretrain", mesh, source, {})
+    state = program.initial(None)
+    whole = (state.params, state.objective, state.average)
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(whole))
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.size >= 1024]
+    assert len(moments) == 2 * sum(leaf.size >= 1024 for leaf in jax.tree.leaves(state.params))
+    for leaf in moments:
+        assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // 4}
+    # A step leaves everything where it was.
+    constants = device_constants(fit_preparation(experiment.data, source), source, mesh, "float32")
+    batches = Indices(GlobalOrder(len(source), stage.batch_size, 0), mesh.size)
+    step, _ = program.compile(batches[0], constants)
+    after, _ = step(state, jax.device_put(batches[0], batch_sharding(mesh)), constants)
+    for leaf, planned in zip(
+        jax.tree.leaves(after), jax.tree.leaves(program.abstract), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(planned.sharding, leaf.ndim)

@@ -1,0 +1,67 @@
+"""A program for several processes: the global batches they build, against the order itself.
+
+launch/local.sh 2 (with JAXMLCL="python tests/distributed/batches.py")
+"""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import numpy as np
+
+from jaxmlcl.cli.processes import joined, take
+from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
+from jaxmlcl.data.source import ArraySource
+from jaxmlcl.layout import deal
+from jaxmlcl.sharding import MeshSpec, own_blocks, place_rows, replicated
+
+
+class Watched:
+    """A source that remembers which records were read."""
+
+    def __init__(self, source: ArraySource) -> None:
+        self.source, self.metadata, self.read = source, source.metadata, set()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        self.read.add(index)
+        return self.source[index]
+
+
+def main() -> None:
+    """Forty steps of a source of 100 rows, whose epochs end within steps."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(100, 3)).astype(np.float32)
+    source = Watched(ArraySource(inputs, generator.integers(0, 2, (100, 5)), name="x"))
+    with joined(take(sys.argv[1:])[0]):
+        mesh = MeshSpec().build()
+        order = GlobalOrder(100, 24 if mesh.size == 4 else 32, seed=4)
+        whole = jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
+        records = batches(Records(source, order, mesh.size, own_blocks(mesh)), 0, threads=3)
+        indices = batches(Indices(order, mesh.size, own_blocks(mesh)), 0)
+        expected_reads: set[int] = set()
+        for step in range(40):
+            rows = next(records)
+            share = order.batch_size // jax.process_count()
+            assert len(rows["ids"]) == share
+            found = jax.device_get(whole(place_rows(rows, mesh)))
+            index = jax.device_get(whole(place_rows(next(indices), mesh)))["index"]
+            stream = deal(order[step], mesh.size)
+            assert (index == stream).all()
+            assert (found["ids"] == stream).all()
+            for name in ("inputs", "labels"):
+                there = np.stack([source.source[int(i)][name] for i in stream])
+                assert (found[name] == there).all()
+            blocks = own_blocks(mesh) or range(mesh.size)
+            expected_reads |= set(stream.reshape(mesh.size, -1)[list(blocks)].ravel().tolist())
+        records.close()
+        # Read ahead, but never a row that belongs to another process's devices.
+        assert source.read >= expected_reads
+        print("40 steps are the same")
+
+
+if __name__ == "__main__":
+    main()
