@@ -1,7 +1,8 @@
 """The command line: one file per command; here the first word is read and errors become exit codes.
 
-Exit codes: 0 done; 2 the user can mend it (one line on stderr); 75 stopped on a signal after
-saving; 130 interrupted; 1 a bug. Nothing heavy is imported before a command needs it.
+Exit codes: 0 done; 2 the user can mend it (one line on stderr); 75 stopped before the end, on a
+signal after saving or because another process of the run died; 130 interrupted; 1 a bug. Nothing
+heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ environment:
   JAXMLCL_DATA  folder in which relative paths of data are sought (or: --data.root FOLDER)
 
 exit codes:
-  0 done; 2 you can mend it; 75 stopped on a signal after saving (run the same command again);
-  1 a bug
+  0 done; 2 you can mend it; 75 stopped on a signal after saving, or because another process of the
+  run died (run the same command again); 1 a bug
 """
 
 # Whether this call of `main` shows tracebacks.

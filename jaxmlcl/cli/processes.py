@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from jaxmlcl.cli import Parser, explain, fail
-from jaxmlcl.distributed import Group, Lost, Settings, describe_devices, group, join
+from jaxmlcl.distributed import (
+    Group,
+    Lost,
+    Settings,
+    check_devices,
+    describe_devices,
+    group,
+    join,
+)
 from jaxmlcl.errors import Preempted, UserError
 
 _PREFIX = "--distributed."
@@ -89,12 +97,16 @@ def joined(settings: Settings) -> Iterator[Group]:
     """
     with join(settings, _end) as processes:
         if processes.count == 1:
+            if processes.launched:
+                check_devices(processes, settings)
+                print(describe_devices(), file=sys.stderr, flush=True)
             yield processes
             return
-        if processes.primary:
-            print(describe_devices(), file=sys.stderr, flush=True)
         with _quiet_output():
             try:
+                check_devices(processes, settings)
+                if processes.primary:
+                    print(describe_devices(), file=sys.stderr, flush=True)
                 yield processes
             except Preempted as error:
                 # All leave together; each says so, since each may have a log of its own.

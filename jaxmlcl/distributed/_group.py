@@ -39,6 +39,11 @@ class Group:
         return self.index == 0
 
     @property
+    def launched(self) -> bool:
+        """Whether a launcher or flags made this a run of processes, be it of one."""
+        return self._channel is not None
+
+    @property
     def name(self) -> str:
         """This process in a message."""
         return self._channel.who(self.index) if self._channel else "process 0"
@@ -134,8 +139,7 @@ def join(settings: Settings, on_lost: Callable[[Lost], None]) -> Iterator[Group]
       on_lost: called in another thread when a process is gone; it should end this one.
 
     Raises:
-      UserError: somebody is missing, the processes do not fit together, or do not have the devices
-        that were asked for.
+      UserError: somebody is missing, or the processes do not fit together.
     """
     global _current
     place = find_place(settings)
@@ -164,13 +168,13 @@ def join(settings: Settings, on_lost: Callable[[Lost], None]) -> Iterator[Group]
             heartbeat_timeout_seconds=int(settings.timeout) + 60,
         )
     except RuntimeError as error:
-        raise UserError(
-            f"JAX cannot start {place.count} processes: {' '.join(str(error).split())[:300]}"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        message = f"JAX cannot start {place.count} processes: {reason}"
+        channel.end(UserError.exit_code, message)
+        raise UserError(message) from error
     before, _current = _current, Group(channel)
     stopped: Preempted | None = None
     try:
-        _check_devices(place, settings)
         yield _current
     except Preempted as error:
         # All stop at the same place, so they can leave together as well.
@@ -221,8 +225,12 @@ def describe_devices() -> str:
     )
 
 
-def _check_devices(place: Place, settings: Settings) -> None:
-    """Refuse devices that are not those that were asked for."""
+def check_devices(group: Group, settings: Settings) -> None:
+    """Refuse devices that are not those that were asked for.
+
+    Raises:
+      ConfigError: with what was found and what was asked for.
+    """
     import jax
 
     try:
@@ -231,14 +239,14 @@ def _check_devices(place: Place, settings: Settings) -> None:
         raise ConfigError(
             f"JAX finds no device ({error}); look at JAX_PLATFORMS and at how JAX is installed"
         ) from None
-    found = [0] * place.count
+    found = [0] * group.count
     for device in devices:
-        if device.process_index < place.count:
+        if device.process_index < group.count:
             found[device.process_index] += 1
     shown = describe_devices()
-    if jax.process_count() != place.count:
+    if jax.process_count() != group.count:
         raise ConfigError(
-            f"{shown}, but {place.count} processes were asked for: JAX's {devices[0].platform} "
+            f"{shown}, but {group.count} processes were asked for: JAX's {devices[0].platform} "
             "devices do not see each other; look at JAX_PLATFORMS and at how JAX is installed"
         )
     if len(set(found)) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -132,6 +133,7 @@ def _largest_axis(shape: tuple[int, ...], parts: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, "fsdp")
 
 
+@functools.lru_cache(maxsize=16)
 def own_blocks(mesh: Mesh) -> tuple[int, ...] | None:
     """The places in the mesh of this process's devices; None where they are all of it."""
     here = jax.process_index()
