@@ -10,9 +10,9 @@
 # SETUP    0 leaves copying and installing out
 # DRY_RUN  1 prints the commands
 #
-# --workdir must be a folder that all hosts see, such as a Filestore share or a mounted bucket; the
-# arrays may go to a bucket directly: --checkpoint.folder gs://BUCKET/RUN. The processes find each
-# other by themselves. docs/scale.md says what happens when the slice is preempted.
+# --workdir must be a folder that all hosts see, such as a Filestore share. The processes find each
+# other by themselves. docs/scale.md says what happens when the slice is preempted, and how far
+# checkpoints in a bucket are proven.
 set -euo pipefail
 if [[ -z ${TPU:-} || -z ${ZONE:-} || $# -lt 2 ]]; then
   echo "usage: TPU=NAME ZONE=ZONE launch/tpu_vm.sh COMMAND ARGUMENT ..." >&2

@@ -69,7 +69,7 @@ def test_a_signal_to_one_saves_all_at_one_step_and_another_number_of_processes_g
     assert codes == {0: 75, 1: 75}, told
     assert told.count("stopped by signal SIGTERM to process 1 (") == 2
     assert "after saving step" in told
-    words = ("--mesh.fsdp", "2", "--mesh.rules", "queue", "interleave", ".*", "fsdp")
+    words = ("--mesh.fsdp", "2", "--mesh.queue", "interleave")
     codes, told = runs.stop(
         "moved", signal.SIGINT, 0, row(runs, "moved", 30), *words, processes=4, devices=1
     )
