@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+# Temporary files of writers that are not done.
+_unfinished: set[str] = set()
+
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -40,6 +43,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         _make_folder(path.parent)
         descriptor, temporary = _temporary(path)
+        _unfinished.add(temporary)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -56,7 +60,15 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+    finally:
+        _unfinished.discard(temporary or "")
     sync_folder(path.parent)
+
+
+def abandon() -> None:
+    """Take away what is half written, before the process is ended from another thread."""
+    for temporary in list(_unfinished):
+        Path(temporary).unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:

@@ -16,7 +16,7 @@ from jaxmlcl.cli.predict import (
     opened_run,
     terminable,
 )
-from jaxmlcl.cli.processes import add_options, joined, settings_of, tell
+from jaxmlcl.cli.processes import add_options, check_same_options, joined, settings_of, tell
 from jaxmlcl.errors import DataError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def run(words: list[str]) -> None:
 
     with joined(settings_of(options)) as processes:
         check_stdin(options, processes)
+        check_same_options(processes, options)
         network = open_network(
             experiment, options.workdir, options.stage, gives_scores=False, report=tell
         )

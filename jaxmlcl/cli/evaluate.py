@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmlcl.cli import Parser
-from jaxmlcl.cli.processes import add_options, joined, settings_of, tell
+from jaxmlcl.cli.processes import add_options, check_same_options, joined, settings_of, tell
 from jaxmlcl.cli.train import use_precision
 from jaxmlcl.errors import UserError
 from jaxmlcl.io import write_atomic
@@ -104,6 +104,7 @@ def run(words: list[str]) -> None:
         experiment = dataclasses.replace(experiment, data=data)
     use_precision(experiment)
     with joined(settings_of(options)) as group:
+        check_same_options(group, options)
         document = _document(experiment, options)
         if group.primary:
             _tell(experiment, options, document)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmlcl.cli import Parser
 from jaxmlcl.cli.evaluate import run_experiment
-from jaxmlcl.cli.processes import add_options, joined, settings_of, tell
+from jaxmlcl.cli.processes import add_options, check_same_options, joined, settings_of, tell
 from jaxmlcl.cli.train import use_precision
 from jaxmlcl.errors import UserError
 
@@ -81,6 +81,7 @@ def run(words: list[str]) -> None:
 
     with joined(settings_of(options)) as processes:
         check_stdin(options, processes)
+        check_same_options(processes, options)
         network = open_network(experiment, options.workdir, options.stage, report=tell)
         features = open_input(options, network.trained_on.expected)
         names = network.label_names

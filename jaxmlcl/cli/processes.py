@@ -20,6 +20,7 @@ from jaxmlcl.distributed import (
     join,
 )
 from jaxmlcl.errors import Preempted, UserError
+from jaxmlcl.io import abandon
 
 _PREFIX = "--distributed."
 ABOUT = """\
@@ -97,7 +98,7 @@ def joined(settings: Settings) -> Iterator[Group]:
     """
     with join(settings, _end) as processes:
         if processes.count == 1:
-            if processes.launched:
+            if processes.launched or settings.devices is not None:
                 check_devices(processes, settings)
                 print(describe_devices(), file=sys.stderr, flush=True)
             yield processes
@@ -115,9 +116,33 @@ def joined(settings: Settings) -> Iterator[Group]:
                 _leave(processes, error)
 
 
+def check_same_options(processes: Group, options: argparse.Namespace) -> None:
+    """Refuse options that are not those of process 0; where files are may differ by machine.
+
+    Raises:
+      UserError: naming the process and the options.
+    """
+    given = {
+        name: str(value)
+        for name, value in vars(options).items()
+        if name not in ("root", "output", "debug") and not name.startswith("distributed.")
+    }
+
+    def difference(first: dict[str, str], own: dict[str, str]) -> str:
+        names = [name for name in first if own.get(name) != first[name]]
+        return ", ".join(f"{n} ({first[n]} in process 0, {own.get(n)} there)" for n in names)
+
+    processes.compare(given, difference, "start all processes with the same words")
+
+
 def _leave(processes: Group, error: BaseException) -> NoReturn:
     """End this process and with it the others; does not return."""
-    if not isinstance(error, (UserError, KeyboardInterrupt)):
+    if isinstance(error, BrokenPipeError):
+        # The reader of the results has seen enough.
+        processes.end(0, "")
+        os._exit(0)
+    mistake = isinstance(error, UserError) and not isinstance(error.__cause__, Exception)
+    if not mistake and not isinstance(error, KeyboardInterrupt):
         # Where another process died the channel knows better, and ends this one.
         processes.wait_for_word(3.0)
     message, code = explain(error)
@@ -136,9 +161,11 @@ def _as_told(processes: Group, message: str) -> str:
 def _end(lost: Lost) -> None:
     """End this process because another is gone: in its words, or so that it is started again."""
     code = Preempted.exit_code if lost.code is None else lost.code
-    again = "" if lost.code else "; run the same command again to continue from the last checkpoint"
-    with contextlib.suppress(OSError):
-        os.write(2, f"jaxmlcl: {lost.who} {lost.how}{again}\n".encode())
+    again = "; run the same command again" if lost.code is None else ""
+    abandon()
+    if code:
+        with contextlib.suppress(OSError):
+            os.write(2, f"jaxmlcl: {lost.who} {lost.how}{again}\n".encode())
     os._exit(code)
 
 

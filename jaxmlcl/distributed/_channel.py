@@ -148,6 +148,11 @@ class Channel:
             found = self._collected.pop(number)
         return [found[index] for index in range(self.count)]
 
+    def meet(self) -> None:
+        """Wait until every process has come here; as long as all show signs of life."""
+        self.collect(None)
+        self.share(None)
+
     def ask_to_stop(self, reason: str) -> None:
         """Ask all to stop at a common place; may be called by a signal's handler."""
         self._call(self._send_home, {"stop": f"{reason} to {self.who(self.index)}"})
@@ -203,6 +208,8 @@ class Channel:
     async def _listen(self) -> None:
         """Process 0: wait until every process has come."""
         self._all_there = asyncio.Event()
+        if self.count == 1:
+            return  # nobody will come, and another run may have the port
         local = self.host in ("localhost", "127.0.0.1", "::1")
         try:
             self._server = await asyncio.start_server(
@@ -214,11 +221,11 @@ class Channel:
         except OSError as error:
             raise MissingError(
                 f"cannot listen at {self.host}:{self.port} ({error.strerror or error}); is another "
-                "run using it? give another port to all processes"
+                "run using it? give another port to all processes, by --distributed.coordinator, "
+                "or by JAX_COORDINATOR_PORT where a launcher starts them"
             ) from None
-        if self.count > 1:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_there.wait(), self._start_timeout)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_there.wait(), self._start_timeout)
         if self._refused is not None:
             raise MissingError(self._refused)
         missing = [str(i) for i in range(self.count) if i not in self._names]
@@ -230,6 +237,8 @@ class Channel:
             )
             await self._tell_all({"refused": text})
             raise MissingError(text)
+        # Those who came early have waited, not been silent.
+        self._heard = dict.fromkeys(self._heard, self._loop.time())
         self._broadcast({"go": {str(i): name for i, name in self._names.items()}})
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -267,9 +276,7 @@ class Channel:
         if refused is not None:
             _write(writer, {"refused": refused})
             if not self._all_there.is_set():
-                self._refused = refused
-                await self._tell_all({"refused": refused})
-                self._all_there.set()
+                await self._refuse(refused)
             return
         self._names[index] = name
         self._writers[index] = writer
@@ -277,6 +284,12 @@ class Channel:
         if len(self._names) == self.count:
             self._all_there.set()
         await self._read_from(index, reader)
+
+    async def _refuse(self, reason: str) -> None:
+        """Give the start up, in all processes that have come."""
+        self._refused = reason
+        await self._tell_all({"refused": reason})
+        self._all_there.set()
 
     async def _join(self) -> None:
         """Another process: reach process 0, and wait for its go."""
@@ -304,10 +317,10 @@ class Channel:
             "facts": self._facts,
         }
         _write(writer, hello)
-        # Process 0 knows who is missing; it is given a moment more to say so.
-        left = max(0.0, deadline - self._loop.time()) + 10.0
+        # Process 0 knows who is missing, and may have begun to wait only now; it is given a moment
+        # more to say so.
         try:
-            answer = await asyncio.wait_for(_read(reader), left)
+            answer = await asyncio.wait_for(_read(reader), self._start_timeout + 10.0)
         except TimeoutError:
             answer = None
         if answer is None or "go" not in answer:
@@ -348,8 +361,11 @@ class Channel:
                 break
             self._heard[index] = self._loop.time()
             self._take(index, message)
-        if not self._closing and index not in self._left:
-            self._lose(index, "is gone: its connection closed, it was killed or crashed")
+        how = "is gone: its connection closed, it was killed or crashed"
+        if self.index == 0 and not self._all_there.is_set():
+            await self._refuse(f"{self.who(index)} {how}, while others were awaited")
+        elif not self._closing and index not in self._left:
+            self._lose(index, how)
 
     def _lose(self, index: int, how: str, code: int | None = None) -> None:
         if self._told_lost or self._closing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -163,9 +164,9 @@ def join(settings: Settings, on_lost: Callable[[Lost], None]) -> Iterator[Group]
             local_device_ids=list(place.local_devices) if place.local_devices else None,
             cluster_detection_method="deactivate",
             coordinator_bind_address=f"127.0.0.1:{port}",
-            initialization_timeout=int(settings.start_timeout),
+            initialization_timeout=math.ceil(settings.start_timeout),
             # The channel sees it first, and says more.
-            heartbeat_timeout_seconds=int(settings.timeout) + 60,
+            heartbeat_timeout_seconds=math.ceil(settings.timeout) + 60,
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
@@ -181,6 +182,8 @@ def join(settings: Settings, on_lost: Callable[[Lost], None]) -> Iterator[Group]
         stopped = error
     finally:
         _current = before
+    # JAX waits five minutes for the others; what process 0 still has to write may take longer.
+    channel.meet()
     jax.distributed.shutdown()
     channel.close()
     if stopped is not None:
@@ -235,9 +238,10 @@ def check_devices(group: Group, settings: Settings) -> None:
 
     try:
         devices = jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error) or "none of the platforms that were asked for"
         raise ConfigError(
-            f"JAX finds no device ({error}); look at JAX_PLATFORMS and at how JAX is installed"
+            f"JAX finds no device ({reason}); look at JAX_PLATFORMS and at how JAX is installed"
         ) from None
     found = [0] * group.count
     for device in devices:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import warnings
 from typing import Literal
@@ -37,8 +38,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value in (("start-timeout", self.start_timeout), ("timeout", self.timeout)):
-            if not value > 0:
-                raise ConfigError(f"--distributed.{name}: it must be positive, not {value:g}")
+            if not 0 < value < 1e6:
+                raise ConfigError(
+                    f"--distributed.{name}: it must be positive and below 1e6 s, not {value:g}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +99,11 @@ def _from_launcher(settings: Settings) -> Place | None:
     # the same, but does not tell who is missing.
     from jax._src.clusters import ClusterEnv
 
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        if "JOB_COMPLETION_INDEX" not in os.environ and "TPU_WORKER_ID" not in os.environ:
+    others = ("TPU_WORKER_ID", "OMPI_MCA_orte_hnp_uri", "SLURM_PROCID")
+    if "KUBERNETES_SERVICE_HOST" in os.environ and not any(name in os.environ for name in others):
+        if "JOB_COMPLETION_INDEX" not in os.environ:
             return None  # a pod that is not one of several
-        if "TPU_WORKER_ID" not in os.environ and not importlib.util.find_spec("kubernetes"):
+        if not importlib.util.find_spec("kubernetes"):
             raise ConfigError(
                 "this is a pod of an indexed Kubernetes job; finding the others needs an extra "
                 'that is not installed: run pip install "jaxmlcl[kubernetes]", or give '
@@ -109,7 +113,7 @@ def _from_launcher(settings: Settings) -> Place | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             address, count, index, local = ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, int(settings.start_timeout)
+                None, None, None, None, None, math.ceil(settings.start_timeout)
             )
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxmlcl.data.features import Features, Rows
+from jaxmlcl.distributed import group
 from jaxmlcl.errors import CheckpointError, ConfigError, DataError
 from jaxmlcl.training.checkpoint import Checkpoint
 from jaxmlcl.training.experiment import Experiment
@@ -80,6 +82,7 @@ class Network:
         # Fewer rows than a batch are one batch, as they are in evaluation.
         size = len(first.inputs) + -len(first.inputs) % mesh.size
         for rows in itertools.chain([first], parts):
+            _check_same_rows(features, rows)
             count = len(rows.inputs)
             inputs = on_mesh(rows.inputs, size, mesh)
             found = jax.device_get(function(self.state.params, self.state.objective, inputs))
@@ -93,6 +96,22 @@ class Network:
                         "not finite; look at the values of this row"
                     )
             yield rows, kept
+        _check_same_rows(features, None)
+
+
+def _check_same_rows(features: Features, rows: Rows | None) -> None:
+    """Refuse rows, or the end of them (None), that are not those of process 0."""
+    if group().count == 1:
+        return
+    digest = hashlib.sha256()
+    if rows is not None:
+        digest.update(np.ascontiguousarray(rows.inputs).tobytes())
+        digest.update(repr(np.asarray(rows.ids).tolist()).encode())
+
+    def difference(first: str, own: str) -> str:
+        return "" if own == first else f"its rows of {features.where} are others"
+
+    group().compare(digest.hexdigest(), difference, "give all processes the same file")
 
 
 def open_network(

@@ -30,7 +30,13 @@ from jaxmlcl.training.program import (
     source_mask,
 )
 from jaxmlcl.training.scoring import check_test, restore_stage, scoring_mesh
-from jaxmlcl.training.splits import Preparation, check_apart, open_split, preparation_file
+from jaxmlcl.training.splits import (
+    Preparation,
+    check_apart,
+    check_same_data,
+    open_split,
+    preparation_file,
+)
 from jaxmlcl.training.trainer import check_fingerprint
 
 REPRESENTATION = "representation"
@@ -186,6 +192,9 @@ def _open(data: Data, split: str) -> tuple[_Rows, _Rows, _Rows | None]:
     train, scored, validation = rows("train"), rows(split), None
     if data.validation is not None and split != "validation":
         validation = rows("validation")
+    check_same_data(
+        {rows.name: rows.source for rows in (train, scored, validation) if rows is not None}
+    )
     apart = [found for found in (scored, validation, train) if found is not None]
     for first, second in itertools.combinations(apart, 2):
         check_apart(data, first.name, second.name, first.source, second.source)

@@ -25,6 +25,7 @@ from jaxmlcl.training.program import (
 from jaxmlcl.training.splits import (
     Preparation,
     check_apart,
+    check_same_data,
     check_same_labels,
     data_field,
     open_split,
@@ -130,6 +131,7 @@ def score_splits(
             )
     mesh = scoring_mesh(experiment, devices)
     sources = {split: open_split(data, split) for split in splits}
+    check_same_data({f"data.{split}": source for split, source in sources.items()})
     results: dict[Split, dict[str, StageScores]] = {split: {} for split in splits}
     for name in chosen:
         program, state, checkpoint = restore_stage(

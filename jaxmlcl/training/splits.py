@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlcl.data.source import Source, open_source, row_origin
+from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, DataError, UserError
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.workdir import write_file
@@ -225,6 +226,31 @@ def check_apart(
             "selecting and scoring need rows of their own: name another split, or take parts with "
             "'?part=rest' and '?part=held-out'"
         )
+
+
+def check_same_data(sources: Mapping[str, Source | None]) -> None:
+    """Refuse data that are not those of process 0.
+
+    Args:
+      sources: by what messages call them; None where there is none.
+
+    Raises:
+      UserError: naming the process and the fingerprints.
+    """
+
+    def difference(first: dict[str, str], other: dict[str, str]) -> str:
+        differing = [
+            f"{name} has fingerprint {first[name][:12]} in process 0, "
+            f"{other.get(name, 'none')[:12]} there"
+            for name in first
+            if other.get(name) != first[name]
+        ]
+        return ", ".join(differing[:3])
+
+    fingerprints = {
+        name: source.metadata.fingerprint for name, source in sources.items() if source is not None
+    }
+    group().compare(fingerprints, difference, "give all processes the same data")
 
 
 def share_origin(data: Data, first: str, second: str, of: Data | None = None) -> bool:

@@ -37,12 +37,19 @@ from jaxmlcl.training.program import (
 )
 from jaxmlcl.training.progress import Progress
 from jaxmlcl.training.signals import Stop, stop_signals
-from jaxmlcl.training.splits import StageData, check_selection, data_field, open_data
+from jaxmlcl.training.splits import (
+    StageData,
+    check_same_data,
+    check_selection,
+    data_field,
+    open_data,
+)
 from jaxmlcl.training.step import TrainState, advance_plateau
 from jaxmlcl.training.trained_on import save_trained_on
 from jaxmlcl.training.workdir import (
     check_folder,
     check_same_everywhere,
+    check_shared,
     folder_before,
     open_workdir,
     write_file,
@@ -102,7 +109,13 @@ def train(
         # Set up: devices, data, and what every step reads.
         mesh = experiment.mesh.build(devices)
         data = open_data(experiment)
-        _check_same_data(data)
+        check_same_data(
+            {
+                f"{split} of stage {name}": source
+                for name, own in data.items()
+                for split, source in (("train", own.train), ("validation", own.validation))
+            }
+        )
         stores = {
             name: CheckpointStore(
                 stage_folder(workdir, name, experiment.checkpoint.folder),
@@ -137,6 +150,7 @@ def train(
             write_file(workdir / "experiment.json", resolved)
             if experiment.checkpoint.folder is not None:
                 kept = open_place(checkpoint_folder(workdir, experiment.checkpoint.folder))
+                check_shared(kept)
                 write_file(kept / "experiment.json", resolved)
             for used in data.values():
                 used.preparation.save(workdir / used.file)
@@ -326,7 +340,8 @@ class _Run:
                 # 3. Validate, and decide whether this is the best so far.
                 best = False
                 if validating and scorer is not None:
-                    measured = scorer(state)
+                    # What follows from it must be the same everywhere, to the last bit.
+                    measured = group().share(scorer(state))
                     self._write("validation", program, progress.step, measured)
                     best = progress.judge(stage.select, measured)
                     if isinstance(stage.optimizer.schedule, Plateau):
@@ -563,27 +578,6 @@ def _check_kept(
                 )
 
     group().once(check)
-
-
-def _check_same_data(data: Mapping[str, StageData]) -> None:
-    """Refuse data that are not the same in all processes."""
-    fingerprints = {
-        f"{split} of stage {name}": source.metadata.fingerprint
-        for name, own in data.items()
-        for split, source in (("train", own.train), ("validation", own.validation))
-        if source is not None
-    }
-
-    def difference(first: dict[str, str], other: dict[str, str]) -> str:
-        differing = [name for name in first if other.get(name) != first[name]]
-        shown = [
-            f"{name} has fingerprint {first[name][:12]} in process 0, "
-            f"{other.get(name, 'none')[:12]} there"
-            for name in differing
-        ]
-        return ", ".join(shown[:3])
-
-    group().compare(fingerprints, difference, "give all processes the same data")
 
 
 def _counts(data: StageData) -> str:

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import fnmatch
 import json
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +17,9 @@ from jaxmlcl.errors import ConfigError, UserError
 from jaxmlcl.io import write_atomic
 from jaxmlcl.training._storage import explained, is_remote, reach
 from jaxmlcl.training.experiment import PLACES, VOLATILE
+
+# Network file systems may show a new file late.
+_VISIBLE_SECONDS = 15.0
 
 
 @contextlib.contextmanager
@@ -45,15 +50,44 @@ def open_workdir(path: Path, resolved: str) -> Iterator[Path]:
 
     try:
         group().once(enter)
-        if not path.is_dir():
-            raise UserError(
-                f"{path}: {group().name} does not see the workdir that process 0 made; give all "
-                "processes one folder that they share, with --workdir"
-            )
+        check_shared(path)
         yield path
     finally:
         for lock in held:
             lock.close()
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse a folder of that name which is not the one of process 0, as on a disk of each host.
+
+    Raises:
+      UserError: naming the process.
+    """
+    if group().count == 1 or is_remote(folder):
+        return
+    sign = folder / ".shared"
+
+    def put() -> str:
+        token = secrets.token_hex(8)
+        write_file(sign, token)
+        return token
+
+    token = group().once(put)
+    seen, deadline = "", time.monotonic() + _VISIBLE_SECONDS
+    while seen != token and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            seen = sign.read_text()
+        if seen != token:
+            time.sleep(0.2)
+
+    def difference(first: str, own: str) -> str:
+        return (
+            "" if own == first else f"it does not see the files that process 0 writes in {folder}"
+        )
+
+    group().compare(seen, difference, "give all processes a folder that they share")
+    if group().primary:
+        sign.unlink(missing_ok=True)
 
 
 def _lock(path: Path) -> IO[str]:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Runs:
         devices: int,
         *words: str,
         program: tuple[str, ...] = ("-m", "jaxmlcl"),
+        folder: Path | None = None,
     ) -> subprocess.Popen[str]:
         """Start a command as so many processes; 0: without a launcher, on one device."""
         place = os.pathsep.join([str(Path(jaxmlcl.__file__).parents[1]), str(ROOT)])
@@ -95,25 +96,30 @@ class Runs:
             command = [str(SCRIPT), str(processes), *words]
         return subprocess.Popen(
             command,
-            cwd=self.folder,
+            cwd=folder or self.folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def together(self, *flags: list[str]) -> tuple[list[int], list[str]]:
-        """Processes of a training of two, each with flags of its own; codes, and what was told."""
+    def together(
+        self,
+        *flags: list[str],
+        words: Sequence[str] = ("train", "config.py", "--workdir", "apart"),
+        folders: Sequence[Path] = (),
+    ) -> tuple[list[int], list[str]]:
+        """Processes of a run of two, each with flags of its own; codes, and what was told."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         started = []
         for index, own in enumerate(flags):
-            words = ["train", "config.py", "--workdir", "apart"]
-            words += ["--distributed.coordinator", address, "--distributed.num-processes", "2"]
-            words += ["--distributed.process-id", str(index)]
+            place = ["--distributed.coordinator", address, "--distributed.num-processes", "2"]
+            place += ["--distributed.process-id", str(index)]
+            folder = folders[index] if folders else None
             # Where a flag is given twice, the last one counts.
-            started.append(self.start(0, 1, *words, *own))
+            started.append(self.start(0, 1, *words, *place, *own, folder=folder))
         told = [process.communicate(timeout=120)[1] for process in started]
         return [process.returncode for process in started], told
 

@@ -271,3 +271,51 @@ def test_process_0_collects_what_all_give(three: Ends) -> None:
     first, *others = everywhere(give, three.ends)
     assert first == [[[index, round_] for index in range(3)] for round_ in range(20)]
     assert others == [[[]] * 20] * 2
+
+
+def test_one_that_dies_while_others_are_awaited_is_named() -> None:
+    opened = Ends(0)
+    home, away = (opened.make(3, index, start_timeout=20.0) for index in (0, 1))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(end.open) for end in (home, away)]
+        wait_for(lambda: 1 in home._writers)
+        away._call(lambda: away._writers[0].transport.abort())
+        text = str(waiting[0].exception(20))
+    assert "process 1 (host1) is gone" in text
+    assert "while others were awaited" in text
+
+
+def test_a_process_that_came_early_was_not_silent() -> None:
+    opened = Ends(0)
+    ends = [opened.make(2, index, silence=1.0) for index in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ends[0].open)
+        time.sleep(1.5)
+        second = pool.submit(ends[1].open)
+        assert first.result(20) is second.result(20) is None
+    ends[0]._loop.call_soon_threadsafe(lambda: None)
+    time.sleep(0.2)
+    assert opened.lost == {0: [], 1: []}
+    everywhere(Channel.close, ends)
+
+
+def test_all_meet(three: Ends) -> None:
+    arrived: list[int] = []
+
+    def come(end: Channel) -> int:
+        time.sleep(0.1 * end.index)
+        arrived.append(end.index)
+        end.meet()
+        return len(arrived)
+
+    assert everywhere(come, three.ends) == [3, 3, 3]
+
+
+def test_one_process_alone_listens_nowhere() -> None:
+    opened = Ends(0)
+    with socket.create_server(("127.0.0.1", opened.port)):
+        alone = opened.make(1, 0)
+        alone.open()
+        assert alone.share({"a": 1}) == {"a": 1}
+        alone.meet()
+        alone.close()

@@ -73,8 +73,11 @@ def test_flags_that_do_not_fit_together_are_refused(given: dict[str, Any], messa
 
 @pytest.mark.parametrize("name", ["start_timeout", "timeout"])
 def test_times_are_positive(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"--distributed.{name.replace('_', '-')}: it must be po"):
-        Settings(**{name: 0.0})  # type: ignore[arg-type]
+    for value in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(
+            ConfigError, match=f"--distributed.{name.replace('_', '-')}: it must be"
+        ):
+            Settings(**{name: value})  # type: ignore[arg-type]
 
 
 def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +132,12 @@ def test_flags_go_before_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pod_that_is_not_one_of_several_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched(monkeypatch, KUBERNETES_SERVICE_HOST="10.0.0.1") is None
+
+
+def test_open_mpi_in_a_pod_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = launched(monkeypatch, KUBERNETES_SERVICE_HOST="10.0.0.1", **OPEN_MPI)
+    assert place is not None
+    assert place.count == 4
 
 
 @pytest.mark.skipif(

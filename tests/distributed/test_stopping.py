@@ -142,6 +142,44 @@ def test_devices_that_are_not_those_asked_for_are_refused(runs: Runs) -> None:
     assert not (runs.folder / "no").exists()
 
 
+def test_devices_are_counted_without_a_launcher_too(runs: Runs) -> None:
+    started = runs.start(0, 1, "evaluate", "one", "--distributed.devices", "16")
+    told = started.communicate(timeout=120)[1]
+    assert started.returncode == 2, told
+    assert "1 process x " in told
+    assert "but --distributed.devices asks for 16" in told
+
+
+@pytest.mark.slow
+def test_rows_and_folders_that_differ_are_refused(runs: Runs) -> None:
+    rows = np.load(runs.folder / "test.npz")["inputs"]
+    for name, inputs in (("first", rows), ("second", rows[:-1])):
+        (runs.folder / name).mkdir()
+        np.savez(runs.folder / name / "new.npz", inputs=inputs)
+    flags = [["--data.root", str(runs.folder / name)] for name in ("first", "second")]
+    words = ["predict", "one", "new.npz", "-o", "apart.csv"]
+    codes, told = runs.together(*flags, words=words)
+    assert codes == [2, 2], told
+    assert all(") differs from process 0: its rows of " in text for text in told)
+    assert not (runs.folder / "apart.csv").exists()
+    assert not list(runs.folder.glob(".apart*"))
+    codes, told = runs.together(
+        ["--split", "test"], ["--split", "validation"], words=["evaluate", "one"]
+    )
+    assert codes == [2, 2], told
+    assert all("split (test in process 0, validation there)" in text for text in told)
+    # The same name on disks of their own.
+    for name in ("disk0", "disk1"):
+        (runs.folder / name).mkdir()
+    places = [["--workdir", "run"], ["--workdir", "run"]]
+    folders = [runs.folder / name for name in ("disk0", "disk1")]
+    codes, told = runs.together(
+        *places, words=["train", str(runs.folder / "config.py")], folders=folders
+    )
+    assert codes == [2, 2], told
+    assert all("does not see the files that process 0 writes" in text for text in told)
+
+
 def test_one_that_never_comes_is_named(runs: Runs) -> None:
     words = ["--distributed.start-timeout", "2", "--workdir", "late"]
     (code,), (told,) = runs.together(words)
