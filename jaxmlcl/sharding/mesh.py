@@ -30,17 +30,17 @@ class MeshSpec:
     """Devices along which only the batch is split (devices); -1 takes what is left."""
     fsdp: int = 1
     """Devices along which batch and parameters are split (devices); -1 takes what is left."""
-    split: Literal["state", "optimizer"] = "state"
-    """What is split along `fsdp`: parameters, key encoder and optimiser state alike, or only the
-    optimiser's state (ZeRO-1), which leaves forward and backward pass as with `data`."""
-    queue: Literal["replicate", "interleave"] = "replicate"
-    """Whether every device holds the whole queue, or its slots are dealt out over all devices."""
     rules: tuple[tuple[str, str], ...] = ()
     """(regular expression over the state's path, tactic): the first match places the array; where
     none matches, `split` and `queue` do.
     replicate: whole on every device; fsdp: split along its largest axis that divides over the
     devices of `fsdp`; interleave: split along its first axis over all devices, the slots of a
     queue dealt out in turn."""
+    split: Literal["state", "optimizer"] = "state"
+    """What is split along `fsdp`: parameters, key encoder and optimiser state alike, or only the
+    optimiser's state (ZeRO-1), which leaves forward and backward pass as with `data`."""
+    queue: Literal["replicate", "interleave"] = "replicate"
+    """Whether every device holds the whole queue, or its slots are dealt out over all devices."""
 
     def __post_init__(self) -> None:
         for pattern, tactic in self.rules:

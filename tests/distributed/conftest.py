@@ -213,7 +213,12 @@ def close(runs: Runs, run: str, other: str) -> None:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A folder with "one", trained by a single process on a single device."""
-    found = Runs(tmp_path_factory.mktemp("many"))
-    found.train("one", 0, 1)
-    return found
+    """A folder with data and a configuration."""
+    return Runs(tmp_path_factory.mktemp("many"))
+
+
+@pytest.fixture(scope="session")
+def one(runs: Runs) -> str:
+    """A run of a single process on a single device."""
+    runs.train("one", 0, 1)
+    return "one"

@@ -11,6 +11,8 @@ import pytest
 
 from tests.distributed.conftest import Runs, close
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one")]
+
 
 @pytest.fixture(scope="module")
 def two(runs: Runs) -> str:
@@ -76,7 +78,6 @@ def test_prediction_is_that_of_one_process(runs: Runs, two: str) -> None:
     assert (runs.folder / "two.csv").read_bytes() == (runs.folder / "one.csv").read_bytes()
 
 
-@pytest.mark.slow
 def test_representations_are_those_of_one_process(runs: Runs, two: str) -> None:
     runs.call(2, 2, "embed", "one", "--stage", "pretrain", "-o", "two.npz")
     runs.call(0, 1, "embed", "one", "--stage", "pretrain", "-o", "one.npz")
@@ -90,7 +91,6 @@ def test_representations_are_those_of_one_process(runs: Runs, two: str) -> None:
     assert numbers(json.loads(probes[1])) == pytest.approx(numbers(json.loads(probes[0])), abs=1e-9)
 
 
-@pytest.mark.slow
 def test_four_processes_on_a_mesh_of_two_axes_train_as_one(runs: Runs) -> None:
     words = ("--mesh.fsdp", "2", "--mesh.queue", "interleave")
     told = runs.train("four", 4, 1, *words)
@@ -99,7 +99,6 @@ def test_four_processes_on_a_mesh_of_two_axes_train_as_one(runs: Runs) -> None:
     close(runs, "four", "one")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_global_batches_are_those_of_one_process(runs: Runs, processes: int) -> None:
     # What each process reads, put together on the devices, against the order itself.

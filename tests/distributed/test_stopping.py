@@ -60,6 +60,7 @@ def test_a_run_of_which_processes_are_killed_ends_with_the_same_bits(runs: Runs)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one")
 def test_a_signal_to_one_saves_all_at_one_step_and_another_number_of_processes_goes_on(
     runs: Runs,
 ) -> None:
@@ -143,7 +144,7 @@ def test_devices_that_are_not_those_asked_for_are_refused(runs: Runs) -> None:
 
 
 def test_devices_are_counted_without_a_launcher_too(runs: Runs) -> None:
-    started = runs.start(0, 1, "evaluate", "one", "--distributed.devices", "16")
+    started = runs.start(0, 1, "train", "config.py", "--distributed.devices", "16")
     told = started.communicate(timeout=120)[1]
     assert started.returncode == 2, told
     assert "1 process x " in told
@@ -151,6 +152,7 @@ def test_devices_are_counted_without_a_launcher_too(runs: Runs) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one")
 def test_rows_and_folders_that_differ_are_refused(runs: Runs) -> None:
     rows = np.load(runs.folder / "test.npz")["inputs"]
     for name, inputs in (("first", rows), ("second", rows[:-1])):

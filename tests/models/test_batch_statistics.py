@@ -124,6 +124,7 @@ def test_per_device_only_the_running_statistics_travel(x: jax.Array) -> None:
         assert "all-reduce" in whole.as_text() or "all-gather" in whole.as_text()
 
 
+@pytest.mark.slow
 def test_networks_take_the_choice_and_keep_their_names() -> None:
     x = jnp.ones((8, 4, 4, 3))
     for make, inputs in (

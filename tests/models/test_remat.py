@@ -33,6 +33,7 @@ def equal(ours: Any, theirs: Any, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("remat", REMAT[1:])
 def test_the_network_is_the_same(remat: str) -> None:

@@ -144,6 +144,7 @@ def test_fsdp_splits_parameters_and_optimizer() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_optimizer_state_alone_is_split_alike() -> None:
     compare("vectors", "adam", "zero1", "float64")
