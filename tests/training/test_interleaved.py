@@ -269,7 +269,12 @@ def test_places_of_arrays_that_are_interleaved() -> None:
     assert split == NamedSharding(mesh, BATCH)
     assert all(sharding.is_fully_replicated for sharding in whole)
     assert spec.tactic("objective/queue/keys") == "interleave"
-    assert MeshSpec(rules=()).tactic("params/encoder") == "replicate"
+    # Without a rule that matches, `split` and `queue` decide.
+    assert MeshSpec().tactic("params/encoder") == "fsdp"
+    assert MeshSpec(rules=(("encoder", "replicate"),)).tactic("params/encoder") == "replicate"
+    dealt = MeshSpec(queue="interleave")
+    assert dealt.tactic("objective/queue/keys") == "interleave"
+    assert MeshSpec(split="optimizer").tactic("params/encoder") == "replicate"
 
 
 def test_the_layout_of_a_batch() -> None:
