@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 # Temporary files of writers that are not done.
 _unfinished: set[str] = set()
@@ -87,6 +88,32 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with writing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def lock_folder(folder: Path) -> IO[str] | None:
+    """Make a folder and hold it for this process, until the file is closed.
+
+    Returns:
+      The open lock; None if another process holds the folder.
+
+    Raises:
+      OSError: it cannot be made or written.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> with lock_folder(folder):
+      ...     lock_folder(folder) is None
+      True
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")  # noqa: SIM115 - held by the caller
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 def _make_folder(folder: Path) -> None:

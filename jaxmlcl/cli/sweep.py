@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import math
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxmlcl.cli import Parser
 from jaxmlcl.cli.train import resolve, use_precision, with_absolute_root
 from jaxmlcl.errors import ConfigError, UserError
-from jaxmlcl.io import write_atomic
+from jaxmlcl.io import lock_folder, write_atomic
 
 if TYPE_CHECKING:
     from jaxmlcl.config import Axis, Data, Experiment
@@ -327,19 +326,16 @@ def _check_rows(runs: Sequence[_Run], stage: str) -> None:
 def _hold(folder: Path) -> Iterator[None]:
     """The sweep's folder, for this process alone."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until the sweep ends
+        lock = lock_folder(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); choose another folder with -o"
         ) from None
+    if lock is None:
+        raise UserError(
+            f"{folder}: another sweep is running there; wait for it, or choose another with -o"
+        )
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another sweep is running there; wait for it, or choose another with -o"
-            ) from None
         yield
 
 

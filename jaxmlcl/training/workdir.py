@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import fnmatch
 import json
 import secrets
@@ -14,7 +13,7 @@ from typing import IO, Any
 
 from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, UserError
-from jaxmlcl.io import write_atomic
+from jaxmlcl.io import lock_folder, write_atomic
 from jaxmlcl.training._storage import explained, is_remote, reach
 from jaxmlcl.training.experiment import PLACES, VOLATILE
 
@@ -92,20 +91,16 @@ def check_shared(folder: Path) -> None:
 
 def _lock(path: Path) -> IO[str]:
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+        lock = lock_folder(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot write to the workdir ({error.strerror}); choose another with --workdir"
         ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+    if lock is None:
         raise UserError(
             f"{path}: another process is training in this workdir; wait for it, or choose "
             "another with --workdir"
-        ) from None
+        )
     return lock
 
 
