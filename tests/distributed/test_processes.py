@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.distributed.conftest import Runs, close
+from tests.distributed.conftest import STAGES, Runs, close
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one")]
 
@@ -22,6 +22,16 @@ def two(runs: Runs) -> str:
 
 def test_two_processes_train_as_one(runs: Runs, two: str) -> None:
     close(runs, "two", "one")
+
+
+def test_the_bits_depend_on_the_devices_and_not_on_the_processes(runs: Runs, two: str) -> None:
+    runs.train("single", 1, 4)
+    assert runs.rows("single") == runs.rows("two")
+    for stage in STAGES:
+        single, many = runs.arrays("single", stage), runs.arrays("two", stage)
+        assert single.keys() == many.keys()
+        for path, array in single.items():
+            assert many[path].tobytes() == array.tobytes(), path
 
 
 def test_they_say_how_many_they_are_and_write_everything_once(runs: Runs, two: str) -> None:
