@@ -23,6 +23,7 @@ from jaxmlcl.errors import CheckpointError, ConfigError, DataError
 from jaxmlcl.evaluation import ProbeScores, evaluate_scores, knn_scores, ridge_scores
 from jaxmlcl.training.evaluate import Results, by_data, counted_gflop, write_arrays
 from jaxmlcl.training.experiment import Data, Experiment
+from jaxmlcl.training.kept import check_fingerprint
 from jaxmlcl.training.program import (
     device_constants,
     scoring_batches,
@@ -37,7 +38,6 @@ from jaxmlcl.training.splits import (
     open_split,
     preparation_file,
 )
-from jaxmlcl.training.trainer import check_fingerprint
 
 REPRESENTATION = "representation"
 

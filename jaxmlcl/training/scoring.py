@@ -14,6 +14,7 @@ from jaxmlcl.data.source import Source, SourceMetadata
 from jaxmlcl.errors import CheckpointError, ConfigError, UserError
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.experiment import Experiment
+from jaxmlcl.training.kept import check_fingerprint, load_stage, stage_folder
 from jaxmlcl.training.program import (
     StageProgram,
     build_stage,
@@ -34,7 +35,6 @@ from jaxmlcl.training.splits import (
     share_origin,
 )
 from jaxmlcl.training.step import TrainState
-from jaxmlcl.training.trainer import check_fingerprint, load_stage, stage_folder
 
 Split = Literal["train", "validation", "test"]
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,21 @@ import jax
 import numpy as np
 
 from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
-from jaxmlcl.data.source import Source
 from jaxmlcl.distributed import group
-from jaxmlcl.errors import CheckpointError, ConfigError, NonFiniteError, Preempted, UserError
+from jaxmlcl.errors import ConfigError, NonFiniteError, Preempted
 from jaxmlcl.evaluation import multilabel_metrics
 from jaxmlcl.sharding import own_blocks, place_rows
-from jaxmlcl.training._storage import is_remote, open_place
+from jaxmlcl.training._storage import open_place
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.console import Console, Silent
 from jaxmlcl.training.experiment import Experiment, parse_profile
+from jaxmlcl.training.kept import (
+    check_fingerprint,
+    check_kept,
+    checkpoint_folder,
+    load_stage,
+    stage_folder,
+)
 from jaxmlcl.training.optimizers import Plateau
 from jaxmlcl.training.profile import Profile
 from jaxmlcl.training.program import (
@@ -44,13 +50,11 @@ from jaxmlcl.training.splits import (
     data_field,
     open_data,
 )
-from jaxmlcl.training.step import TrainState, advance_plateau
+from jaxmlcl.training.step import advance_plateau
 from jaxmlcl.training.trained_on import save_trained_on
 from jaxmlcl.training.workdir import (
-    check_folder,
     check_same_everywhere,
     check_shared,
-    folder_before,
     open_workdir,
     write_file,
 )
@@ -65,19 +69,6 @@ _VALIDATED = ("map", "micro_f1", "macro_f1", "example_f1", "hamming_accuracy", "
 def default_workdir(experiment: Experiment) -> Path:
     """Where an experiment is written: its workdir, or runs/NAME."""
     return Path(experiment.workdir or Path("runs") / experiment.name)
-
-
-def checkpoint_folder(workdir: Path, folder: str | None) -> Path | str:
-    """Where a run's checkpoints are: `checkpoint.folder`, from the workdir, or in a bucket."""
-    if folder is not None and is_remote(folder):
-        return folder.rstrip("/")
-    return workdir / Path(folder or "checkpoints").expanduser()
-
-
-def stage_folder(workdir: Path, stage: str, folder: str | None = None) -> Path | str:
-    """Where a stage's checkpoints are; `folder` is the experiment's `checkpoint.folder`."""
-    place = checkpoint_folder(workdir, folder)
-    return f"{place}/{stage}" if isinstance(place, str) else place / stage
 
 
 def train(
@@ -123,7 +114,7 @@ def train(
             )
             for name in experiment.stages
         }
-        _check_kept(experiment, workdir, resolved, stores)
+        check_kept(experiment, workdir, resolved, stores)
         for store in stores.values():
             for removed in store.clean():
                 console.line(
@@ -501,31 +492,6 @@ class _Run:
             store.wait()
 
 
-def load_stage(
-    store: CheckpointStore,
-    program: StageProgram,
-    report: Callable[[str], None],
-) -> tuple[TrainState, Checkpoint]:
-    """The state a finished stage ended with: its best by validation, or its last.
-
-    Where the stage averages its network, the averages stand in place of the parameters. A damaged
-    best is passed over for the last, saying so.
-
-    Raises:
-      UserError: the stage is not finished, or its checkpoints are damaged.
-    """
-    finished = store.latest_valid(where=lambda found: found.finished, report=report)
-    chosen = finished
-    if finished is not None and program.program.stage.select != "last":
-        chosen = store.latest_valid(where=lambda found: found.best, report=report) or finished
-    if chosen is None:
-        raise UserError(
-            f"stage {program.name}: no intact finished checkpoint in {store.directory}; run the "
-            "training command again"
-        )
-    return program.restore(store, chosen).averaged(), chosen
-
-
 def validation_measures(
     scores: np.ndarray, labels: np.ndarray, known: np.ndarray | None = None
 ) -> dict[str, float]:
@@ -540,44 +506,6 @@ def validation_measures(
         return {"loss": math.nan, **dict.fromkeys(_VALIDATED, math.nan)}
     measured = multilabel_metrics(scores, labels, label_mask=known)
     return {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
-
-
-def check_fingerprint(checkpoint: Checkpoint, split: str, source: Source) -> None:
-    """Refuse data that are not those a checkpoint was trained, or chosen, with.
-
-    Raises:
-      CheckpointError: with both fingerprints.
-    """
-    saved, now = checkpoint.host["data"].get(split), source.metadata.fingerprint
-    if saved != now:
-        raise CheckpointError(
-            f"{checkpoint.path}: it was trained on other data (fingerprint of {split} "
-            f"{str(saved)[:12]}, now {now[:12]}); bring back the data, or start in a new workdir"
-        )
-
-
-def _check_kept(
-    experiment: Experiment, workdir: Path, resolved: str, stores: Mapping[str, CheckpointStore]
-) -> None:
-    """Refuse checkpoints of another experiment, and to begin anew because their folder changed."""
-
-    def check() -> None:
-        folder = experiment.checkpoint.folder
-        if folder is not None:
-            check_folder(open_place(checkpoint_folder(workdir, folder)), resolved)
-        before = folder_before(workdir, folder)
-        if before == folder or any(store.checkpoints() for store in stores.values()):
-            return
-        old = checkpoint_folder(workdir, before)
-        for name in stores:
-            if CheckpointStore(stage_folder(workdir, name, before)).checkpoints():
-                raise ConfigError(
-                    f"checkpoint.folder: the run's checkpoints are in {old}, and there are none in "
-                    f"{checkpoint_folder(workdir, folder)}; copy them there to continue the run, "
-                    "or leave the folder as it was"
-                )
-
-    group().once(check)
 
 
 def _counts(data: StageData) -> str:

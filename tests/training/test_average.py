@@ -17,12 +17,13 @@ from jaxmlcl.data.pipeline import GlobalOrder, Indices
 from jaxmlcl.errors import Preempted
 from jaxmlcl.sharding import MeshSpec, batch_sharding
 from jaxmlcl.training.experiment import Data, Experiment
+from jaxmlcl.training.kept import load_stage, stage_folder
 from jaxmlcl.training.optimizers import Optimizer
 from jaxmlcl.training.program import build_stage, device_constants
 from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.splits import fit_preparation
 from jaxmlcl.training.stage import Stage
-from jaxmlcl.training.trainer import CheckpointStore, load_stage, stage_folder, train
+from jaxmlcl.training.trainer import CheckpointStore, train
 from jaxmlcl.training.trainer import validation_measures as measures
 from tests.training.conftest import pretrain, small_experiment, vectors
 from tests.training.test_trainer import Stop, rows, untimed

@@ -27,8 +27,9 @@ from jaxmlcl.errors import CheckpointError, ConfigError, UserError
 from jaxmlcl.training import _storage
 from jaxmlcl.training.checkpoint import CheckpointStore
 from jaxmlcl.training.experiment import Checkpoint, Experiment
+from jaxmlcl.training.kept import stage_folder
 from jaxmlcl.training.predict import open_network
-from jaxmlcl.training.trainer import stage_folder, train
+from jaxmlcl.training.trainer import train
 from tests.training.conftest import small_experiment
 
 BUCKET = "jaxmlcl-tests"

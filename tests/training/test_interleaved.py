@@ -26,13 +26,14 @@ from jaxmlcl.training.checkpoint import CheckpointStore
 from jaxmlcl.training.console import Silent
 from jaxmlcl.training.duration import steps
 from jaxmlcl.training.experiment import Data, Experiment
+from jaxmlcl.training.kept import stage_folder
 from jaxmlcl.training.optimizers import Optimizer
 from jaxmlcl.training.program import build_stage, device_constants
 from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.splits import fit_preparation
 from jaxmlcl.training.stage import Stage
 from jaxmlcl.training.step import TrainState
-from jaxmlcl.training.trainer import stage_folder, train
+from jaxmlcl.training.trainer import train
 from tests.training.conftest import SMALL_MLP, pretrain, small_experiment, vectors
 
 INTERLEAVE = (("queue", "interleave"), (".*", "fsdp"))

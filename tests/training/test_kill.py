@@ -23,7 +23,7 @@ import jaxmlcl
 from jaxmlcl.cli import main
 from jaxmlcl.training import trainer, workdir, writers
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
-from jaxmlcl.training.trainer import stage_folder
+from jaxmlcl.training.kept import stage_folder
 
 CONFIG = """
 from jaxmlcl.config import *

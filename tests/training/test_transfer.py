@@ -23,6 +23,7 @@ from jaxmlcl.report import write_report
 from jaxmlcl.training.duration import epochs, steps
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data, Experiment
+from jaxmlcl.training.kept import stage_folder
 from jaxmlcl.training.optimizers import Optimizer
 from jaxmlcl.training.population import train_population
 from jaxmlcl.training.predict import open_network
@@ -31,7 +32,7 @@ from jaxmlcl.training.scoring import score_stages
 from jaxmlcl.training.splits import Preparation, open_split
 from jaxmlcl.training.stage import Stage
 from jaxmlcl.training.thresholds import recall_thresholds
-from jaxmlcl.training.trainer import CheckpointStore, stage_folder, train
+from jaxmlcl.training.trainer import CheckpointStore, train
 from tests.training.conftest import SMALL_RESNET, pictures, pretrain, small_experiment
 from tests.training.test_trainer import Lines, Stop, untimed
 
