@@ -27,6 +27,7 @@ FLOORS = {
     "losses": 1,
     "queue": 1,
     "models": 1,
+    "neighbours": 1,
     "data": 2,
     "evaluation": 2,
     "sharding": 2,
@@ -44,7 +45,12 @@ FLOORS = {
 }
 
 # All that rooms of arrays and pytrees may use beside the standard library and themselves.
-ARRAY_ROOMS = {"losses": {"jax", "numpy"}, "queue": {"jax", "numpy"}, "evaluation": {"numpy"}}
+ARRAY_ROOMS = {
+    "losses": {"jax", "numpy"},
+    "queue": {"jax", "numpy"},
+    "neighbours": {"jax", "numpy"},
+    "evaluation": {"numpy"},
+}
 
 # Libraries that only these rooms may know, so that each can be exchanged in one place.
 HOMES = {

@@ -7,7 +7,7 @@ from jaxmlcl.baselines.base import Baseline, Predictor
 from jaxmlcl.baselines.binary_relevance import KernelSVM, LogisticRegression
 from jaxmlcl.baselines.frequencies import LabelFrequencies
 from jaxmlcl.baselines.mlknn import MLkNN
-from jaxmlcl.baselines.neighbours import nearest
+from jaxmlcl.neighbours import nearest
 
 __all__ = [
     "Baseline",

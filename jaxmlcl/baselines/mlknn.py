@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlcl.baselines.base import Baseline, Rows
-from jaxmlcl.baselines.neighbours import nearest
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.neighbours import nearest
 
 # Labels of neighbours gathered at once.
 _GATHERED = 1 << 24

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlcl.baselines import nearest
-from jaxmlcl.baselines.neighbours import _search
+from jaxmlcl.neighbours import _search, nearest
 
 
 def plain(queries: np.ndarray, keys: np.ndarray, count: int, leave_self_out: bool) -> np.ndarray:
