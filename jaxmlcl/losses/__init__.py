@@ -6,6 +6,7 @@ and sharded. Shapes are written with B anchors, K keys, L labels and D embedding
 - `normalize`, `multi_positive_infonce`, `class_sums`, `log_denominator`, `pair_statistics`:
   contrastive; `jaxmlcl.losses.parts` has what they are made of
 - `binary_cross_entropy`, `focal`, `asymmetric`: on logits
+- `cross_view_contrastive`, `squared_distance`, `threshold_hinge`: label enhancement
 """
 
 from ._classification import asymmetric, binary_cross_entropy, focal
@@ -16,6 +17,7 @@ from ._contrastive import (
     normalize,
     pair_statistics,
 )
+from ._enhancement import cross_view_contrastive, squared_distance, threshold_hinge
 from ._pairs import WEIGHTINGS
 
 __all__ = [
@@ -23,9 +25,12 @@ __all__ = [
     "asymmetric",
     "binary_cross_entropy",
     "class_sums",
+    "cross_view_contrastive",
     "focal",
     "log_denominator",
     "multi_positive_infonce",
     "normalize",
     "pair_statistics",
+    "squared_distance",
+    "threshold_hinge",
 ]
