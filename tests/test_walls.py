@@ -49,7 +49,7 @@ ARRAY_ROOMS = {
     "losses": {"jax", "numpy"},
     "queue": {"jax", "numpy"},
     "neighbours": {"jax", "numpy"},
-    "evaluation": {"numpy"},
+    "evaluation": {"numpy", "scipy"},
 }
 
 # Libraries that only these rooms may know, so that each can be exchanged in one place.
@@ -74,7 +74,7 @@ HOMES = {
 SPEAKERS = {"cli", "__main__"}
 
 # What a program that only wants losses, the queue or the measures must not pay for.
-HEAVY = [*HOMES, "tensorflow", "tensorflow_datasets"]
+HEAVY = [*HOMES, "scipy", "tensorflow", "tensorflow_datasets"]
 
 
 def files() -> list[Path]:
