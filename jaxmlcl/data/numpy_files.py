@@ -52,7 +52,7 @@ def open_npz(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
             if "label_mask" in held:
                 mask = _member(archive, held, ("label_mask",), path)
             if "label_names" in held:
-                names = _strings(_member(archive, held, ("label_names",), path), path)
+                names = strings(_member(archive, held, ("label_names",), path), path)
     except DataError:
         raise
     except Exception as error:
@@ -230,6 +230,26 @@ def npz_array(path: Path, name: str) -> np.ndarray | None:
         raise _unreadable(path, "npz", error) from None
 
 
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays of a `.npz` file, sorted.
+
+    Raises:
+      DataError: not a `.npz` file, or a damaged one.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "tiny.npz"
+      >>> np.savez(path, ids=[7, 9], labels=[[1], [0]])
+      >>> npz_names(path)
+      ['ids', 'labels']
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(_held(archive))
+    except Exception as error:
+        raise _unreadable(path, "npz", error) from None
+
+
 def _held(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     # The arrays by their names.
     return {
@@ -290,7 +310,8 @@ def _array_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool,
     return shape, fortran, dtype
 
 
-def _strings(names: np.ndarray, path: Path) -> list[str]:
+def strings(names: np.ndarray, path: Path) -> list[str]:
+    """Label names, stored as text or as UTF-8 bytes."""
     if names.dtype.kind == "S":
         names = np.char.decode(names, "utf-8")
     if names.dtype.kind != "U" or names.ndim != 1:

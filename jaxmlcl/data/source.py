@@ -275,6 +275,7 @@ _ENDINGS = {
     ),
     ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", (), identity={}),
     ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", (), identity={}),
+    ".mat": _Opener("jaxmlcl.data.matlab:open_mat", (), identity={}),
     ".npy": _Opener(
         "jaxmlcl.data.numpy_files:open_npy", ("labels", "meta", "indices", "unknown"), identity={}
     ),
@@ -325,7 +326,8 @@ def open_source(
     `digits:train?size=4000&seed=0` are the embedded images (splits train, validation, test);
     a path that ends in `.arff` is a Mulan data set, whose labels are listed by the XML file beside
     it or by `?xml=PATH`; `.h5` and `.hdf5` hold the arrays `feature` (or `Image`) and `target`;
-    `.npz` holds `features` and `labels`; `.csv` needs `?labels=a,b`; `.npy` are MPVAE's rows;
+    `.npz` holds `features` and `labels`; `.mat` holds `features` and `logicalLabel`, `labels` or
+    `labelDistribution`; `.csv` needs `?labels=a,b`; `.npy` are MPVAE's rows;
     `openml:NAME?labels=a,b` is fetched.
 
     Of every source in memory `part=held-out` opens the share `fraction` (0.2) of the rows, taken by
@@ -406,6 +408,20 @@ def row_origin(
     if not address.scheme:
         place = os.path.realpath(find_file(address.body, search_places(root)))
     return (address.scheme, place, *(f"{name}={value}" for name, value in chosen.items()))
+
+
+def source_options(uri: str) -> tuple[str, dict[str, str]]:
+    """The path, or what follows the scheme, and the options of a URI; both are checked.
+
+    Raises:
+      DataError: a kind of data or an option that is not known.
+
+    Example:
+      >>> source_options("birds.csv?labels=is_*&id=number")
+      ('birds.csv', {'labels': 'is_*', 'id': 'number'})
+    """
+    address = _address(uri)
+    return address.body, dict(address.options)
 
 
 def find_file(path: str, places: Sequence[Path], hint: bool = True) -> Path:

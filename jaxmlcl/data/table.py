@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,40 @@ def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
       (array([2.], dtype=float32), array([1, 1], dtype=uint8), 9)
     """
     del places
+    table = read_table(path, options)
+    return ArraySource(
+        table.features,
+        table.labels,
+        name=path.stem,
+        label_names=table.label_names,
+        feature_names=table.feature_names,
+        ids=table.ids,
+        where=str(path),
+        locate=table.locate,
+        label_mask=table.label_mask,
+    )
+
+
+class Table(NamedTuple):
+    """A CSV file taken apart; nothing is known yet of what its labels may be."""
+
+    features: np.ndarray
+    """float32 [n, d]"""
+    labels: np.ndarray
+    """float64 [n, L], NaN where unknown"""
+    label_names: list[str]
+    feature_names: list[str]
+    ids: np.ndarray | None
+    label_mask: np.ndarray | None
+    lines: list[int]
+
+    def locate(self, row: int) -> str:
+        """A row in words."""
+        return f"line {self.lines[row]}"
+
+
+def read_table(path: Path, options: Mapping[str, str]) -> Table:
+    """The columns of a CSV file; arguments and errors are those of `open_csv`."""
     where = str(path)
     header, rows, lines = _rows(path)
     labels = _label_columns(path, header, options)
@@ -73,16 +108,14 @@ def open_csv(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> 
     names = [header[column] for column in features]
     with np.errstate(over="ignore"):  # too large becomes infinite, which the source refuses
         inputs = table[:, features].astype(np.float32)
-    return ArraySource(
+    return Table(
         fill_with_means(inputs, names, where) if fills else inputs,
         table[:, labels],
-        name=path.stem,
-        label_names=[header[column] for column in labels],
-        feature_names=names,
-        ids=_ids(path, header[identity[0]], table[:, identity[0]], lines) if identity else None,
-        where=where,
-        locate=lambda row: f"line {lines[row]}",
-        label_mask=~np.isnan(table[:, labels]) if masks else None,
+        [header[column] for column in labels],
+        names,
+        _ids(path, header[identity[0]], table[:, identity[0]], lines) if identity else None,
+        ~np.isnan(table[:, labels]) if masks else None,
+        lines,
     )
 
 
