@@ -82,8 +82,8 @@ def run(words: list[str]) -> None:
     name = studies.study_name(str(path))
     folder = options.folder or Path("runs") / "reproduce" / name
     if options.plan:
-        for cell in studies.cells(study, folder, options.only):
-            print(f"{cell.name}: {len(cell.method.trials)} trials, {len(cell.seeds)} seeds")
+        for cell, told in studies.plan(study, folder, options.only).items():
+            print(f"{cell}: {told}")
         return
     # A part of a study must not put "not run" over a whole one's figures.
     output = options.output or (
@@ -96,13 +96,13 @@ def run(words: list[str]) -> None:
             words = ["--keep"] if options.keep else []
             studies.run_in_processes(path, study, folder, words, options.jobs, options.only)
         else:
-            studies.run_study(study, folder, only=options.only, keep=options.keep, report=_tell)
+            studies.run(study, folder, only=options.only, keep=options.keep, report=_tell)
     if not options.no_tables:
-        if not any(cell.results() for cell in studies.cells(study, folder, options.only)):
+        if not studies.finished(study, folder, options.only):
             raise UserError(
                 f"reproduce: nothing is finished in {folder}, so {output} is left as it is"
             )
-        for file in studies.write_tables(study, options.name, folder, output, options.only):
+        for file in studies.write(study, options.name, folder, output, options.only):
             print(f"written: {file}")
 
 

@@ -183,6 +183,16 @@ class ConLE(Enhancer):
             self._fit_all(features, labels, rows, seeds, overrides), features, labels
         )
 
+    def fit_steps(
+        self,
+        features: ArrayLike,
+        labels: ArrayLike,
+        rows: Sequence[np.ndarray],
+        seeds: Sequence[int],
+    ) -> np.ndarray:
+        """Steps [k] after which each fit stops."""
+        return self._fit_all(*check_rows(features, labels), rows, seeds).steps
+
     def trajectory(
         self, features: ArrayLike, labels: ArrayLike, seeds: Sequence[int], *, every: int = 1
     ) -> Trajectory:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlcl.errors import Preempted, UserError
-from jaxmlcl.studies._runner import cells
-from jaxmlcl.studies._study import Study
+from jaxmlcl.studies._work import plan
 
 
 def run_in_processes(
-    path: Path, study: Study, folder: Path, words: Sequence[str], jobs: int, only: Sequence[str]
+    path: Path, study: Any, folder: Path, words: Sequence[str], jobs: int, only: Sequence[str]
 ) -> None:
     """Run the cells in several processes, each with its share of the CPU cores.
 
@@ -34,7 +33,7 @@ def run_in_processes(
       UserError: nothing matches `only`, or a process failed; its own message is on stderr.
       Preempted: SIGTERM came; the processes have saved what they could.
     """
-    waiting = [cell.name for cell in cells(study, folder, only)]
+    waiting = list(plan(study, folder, only))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = [cores[i::jobs] for i in range(jobs)]
     running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxmlcl.io import write_atomic
 from jaxmlcl.studies._files import study_name
 from jaxmlcl.studies._paired import against_best_baseline
 from jaxmlcl.studies._runner import Cell, cells, told
+from jaxmlcl.studies._sections import figure, replace_section, short
 from jaxmlcl.studies._study import DataSet, Reference, Study, Table
 
 _FREE = {"map": "mAP", "precision_at_1": "P@1"}
@@ -71,25 +70,16 @@ def write_tables(
     latex = values.with_suffix(".tex")
     checksums = values.with_name(f"{name}-data.csv")
     values.parent.mkdir(parents=True, exist_ok=True)
-    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
-    section = (
-        begin + _markdown(study, asked, folder, (values, checksums, latex), document.parent) + end
-    )
-    if document.exists():
-        text = document.read_text(encoding="utf-8")
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        text = pattern.sub(lambda _: section, text) if begin in text else f"{text}\n{section}"
-    else:
-        text = f"# Results\n\n{section}"
+    text = _markdown(study, asked, folder, (values, checksums, latex), document.parent)
+    replace_section(document, name, text)
     written = {
-        document: text,
         values: _csv(study, folder),
         latex: _latex(study, folder),
         checksums: _data_csv(study, folder),
     }
     for path, content in written.items():
         write_atomic(path, content)
-    return list(written)
+    return [document, *written]
 
 
 def _part(study: Study, folder: Path, only: Sequence[str]) -> Study:
@@ -178,25 +168,6 @@ def columns(table: Table) -> dict[str, str]:
         for name, heading in _CUT.items():
             found[f"{protocol}/{name}"] = heading
     return found
-
-
-def figure(values: Sequence[float] | None) -> str:
-    """Mean and, of several, the sample standard deviation.
-
-    Example:
-      >>> figure([0.5, 0.51]), figure([0.25]), figure(None)
-      ('.505 ± .007', '.250', '-')
-    """
-    values = [value for value in values or () if not math.isnan(value)]
-    if not values:
-        return "-"
-    text = _short(float(np.mean(values)))
-    return text if len(values) == 1 else f"{text} ± {_short(float(np.std(values, ddof=1)))}"
-
-
-def _short(value: float) -> str:
-    text = f"{value:.3f}"
-    return text[1:] if text.startswith("0.") else text
 
 
 def _markdown(study: Study, name: str, folder: Path, files: Sequence[Path], base: Path) -> str:
@@ -289,7 +260,7 @@ def _difference_lines(table: Table, data: DataSet, folder: Path) -> list[str]:
 
 def _signed(value: float) -> str:
     sign = "-" if value < 0 else "+"
-    return sign + _short(abs(value))
+    return sign + short(abs(value))
 
 
 def _checksums(table: Table, data: DataSet, folder: Path) -> dict[str, Any]:
