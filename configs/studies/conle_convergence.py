@@ -11,8 +11,8 @@ from jaxmlcl.studies import ConvergenceStudy, DistributionSet
 study = ConvergenceStudy(
     title="ConLE, figure 4: convergence",
     text="""
-Training goes on far beyond where the rule stops it (dashed). The objective keeps falling; the distance to
-the true distributions does not, since the objective's minimum is L / |L|.
+Training goes on far beyond where the rule stops it (dashed). The objective keeps falling; the
+distance to the true distributions does not, since the objective's minimum is L / |L|.
 """,
     data=DistributionSet("Movie", "distributions/Movie.mat"),
     enhancer=ConLE(epochs=40),

@@ -11,8 +11,8 @@ from jaxmlcl.studies import DistributionSet, SensitivityStudy
 study = SensitivityStudy(
     title="ConLE, figure 3: the two weights",
     text="""
-lambda_1 weighs the squared distance, lambda_2 the hinge; .5 and 1 are the defaults. Training stops by
-the same rule whatever they are, so what differs is the way to the same mass of the labels.
+lambda_1 weighs the squared distance, lambda_2 the hinge; .5 and 1 are the defaults. Training stops
+by the same rule whatever they are, so what differs is the way to the same mass of the labels.
 """,
     data=DistributionSet("SBU_3DFE", "distributions/SBU_3DFE.mat"),
     enhancer=ConLE(),

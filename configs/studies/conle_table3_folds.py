@@ -18,8 +18,8 @@ study = dataclasses.replace(
     whole,
     title="ConLE, Table 3, by cross-validation",
     text="""
-Enhancers that can recover rows they were not fitted to, from their features and labels, on sets small
-enough for a few minutes on two CPU cores.
+Enhancers that can recover rows they were not fitted to, from their features and labels, on sets
+small enough for a few minutes on two CPU cores.
 """,
     sets=tuple(data for data in whole.sets if data.name in SMALL),
     columns=tuple(column for column in whole.columns if column.name != "GLLE, converged"),

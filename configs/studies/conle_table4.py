@@ -20,8 +20,8 @@ VARIANTS = {"ConLE_h": "h", "ConLE_l": "l", "ConLE": "full"}
 study = EnhancementStudy(
     title="ConLE, Table 4: ablation",
     text="""
-ConLE_h has no contrastive term, ConLE_l no hinge. All stop by the same rule, at the same mass of the
-labels.
+ConLE_h has no contrastive term, ConLE_l no hinge. All stop by the same rule, at the same mass of
+the labels.
 """,
     sets=whole.sets,
     columns=tuple(
