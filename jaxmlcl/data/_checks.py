@@ -104,6 +104,26 @@ def check_mask(mask: Any, shape: tuple[int, ...], where: str) -> np.ndarray | No
     return None if known.all() else known
 
 
+def check_targets(
+    targets: Any,
+    shape: tuple[int, ...],
+    names: Sequence[str],
+    where: str,
+    locate: Callable[[int], str],
+) -> np.ndarray:
+    targets = check_numbers(targets, f"{where}, targets")
+    if targets.shape != shape:
+        raise DataError(f"{where}: targets have shape {targets.shape}, labels have {shape}")
+    wrong = ~((targets >= 0) & (targets <= 1))
+    if wrong.any():
+        row, column = divmod(int(np.argmax(wrong)), wrong.shape[1])
+        raise DataError(
+            f"{where}, {locate(row)}, label {shorten(names[column])}: the target "
+            f"{targets[row, column]:.6g} is not in [0, 1]"
+        )
+    return targets
+
+
 def check_finite(
     inputs: np.ndarray, names: Sequence[str] | None, where: str, locate: Callable[[int], str]
 ) -> None:

@@ -59,9 +59,9 @@ class GlobalOrder:
 class Records:
     """Host batches of a source, by step: {"inputs", "labels", "ids"} stacked over the batch.
 
-    With "label_mask" where the source has unknown labels. Rows are dealt out over the devices, as
-    `jaxmlcl.layout` says; `blocks` are the devices whose rows are wanted, in order, and only their
-    records are read.
+    With "label_mask" where the source has unknown labels, and "targets" where it has some. Rows are
+    dealt out over the devices, as `jaxmlcl.layout` says; `blocks` are the devices whose rows are
+    wanted, in order, and only their records are read.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Records:
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         indices = share(self._order[step], self._devices, self._blocks)
         records = [self._source[int(index)] for index in indices]
-        stacked = ("inputs", "labels", "label_mask")[: 3 if "label_mask" in records[0] else 2]
+        stacked = [name for name in records[0] if name != "id"]
         return {
             **{name: np.stack([record[name] for record in records]) for name in stacked},
             "ids": np.asarray([record["id"] for record in records], np.int32),

@@ -25,6 +25,7 @@ from jaxmlcl.data._checks import (
     check_names,
     check_numbers,
     check_shapes,
+    check_targets,
     shorten,
 )
 from jaxmlcl.errors import DataError
@@ -45,6 +46,9 @@ class SourceMetadata:
       fingerprint: SHA-256, hexadecimal, of the content or of the recipe that makes it.
       unknown_labels: whether some labels may be unknown; records and arrays then have a
         "label_mask".
+      soft_labels: whether records and arrays also have "targets", what a stage is trained on in
+        the place of the 0/1 labels.
+      rows_fingerprint: the fingerprint of the same rows without targets, where there are targets.
 
     Example:
       >>> metadata = SourceMetadata("tiny", ("sea", "sky"), (3,), "float32", "vector", "0" * 64)
@@ -59,6 +63,13 @@ class SourceMetadata:
     kind: Kind
     fingerprint: str
     unknown_labels: bool = False
+    soft_labels: bool = False
+    rows_fingerprint: str | None = None
+
+    @property
+    def fingerprint_of_rows(self) -> str:
+        """By which sources of the same rows are told, whatever is learnt from them."""
+        return self.rows_fingerprint or self.fingerprint
 
     @property
     def num_labels(self) -> int:
@@ -85,7 +96,8 @@ class Source(Protocol):
     `arrays()`, which returns `{"inputs": [n, ...], "labels": uint8 [n, L], "ids": int32 [n]}`.
 
     Where `metadata.unknown_labels` is true, records also have "label_mask" (bool [L], True where
-    the label is known), and arrays likewise ([n, L]); unknown labels are 0 in "labels".
+    the label is known), and arrays likewise ([n, L]); unknown labels are 0 in "labels". Where
+    `metadata.soft_labels` is true, both have "targets", float32 in [0, 1], of the labels' shape.
     """
 
     @property
@@ -111,6 +123,8 @@ class ArraySource:
       locate: turns a row number into words for messages, such as "line 12".
       label_mask: `[n, L]`, 1 or True where the label is known; everywhere if left out. Where it is
         not, `labels` may hold anything, and the source says 0.
+      targets: `[n, L]` in [0, 1], what is learnt in the place of the labels, such as enhanced ones.
+      rows_fingerprint: the fingerprint of the source without targets; worked out if left out.
 
     Raises:
       DataError: no rows, arrays that do not fit together, a label that is not 0 or 1, or an input
@@ -138,6 +152,8 @@ class ArraySource:
         where: str | None = None,
         locate: Callable[[int], str] | None = None,
         label_mask: Any = None,
+        targets: Any = None,
+        rows_fingerprint: str | None = None,
     ) -> None:
         where = name if where is None else where
         locate = locate or (lambda row: f"row {row} (counted from 0)")
@@ -152,23 +168,35 @@ class ArraySource:
         known = None if label_mask is None else check_mask(label_mask, labels.shape, where)
         check_labels(labels, label_names, where, locate, known)
         check_finite(inputs, feature_names, where, locate)
+        if targets is not None:
+            targets = check_targets(targets, labels.shape, label_names, where, locate)
 
         self._inputs = _frozen(inputs, inputs.dtype.newbyteorder("="))
         self._mask = None if known is None else _frozen(known, np.dtype(bool))
         labels = labels if known is None else np.where(known, labels, 0)
         self._labels = _frozen(labels, np.dtype(np.uint8))
+        self._targets = None if targets is None else _frozen(targets, np.dtype(np.float32))
         given = None if ids is None else check_ids(ids, len(inputs), where)
         self._ids = np.arange(len(inputs), dtype=np.int32) if given is None else given
         self._ids.flags.writeable = False
         self.feature_names: tuple[str, ...] | None = feature_names
+        rows = fingerprint = _fingerprint(
+            self._inputs, self._labels, label_names, given, self._mask
+        )
+        if self._targets is not None:
+            digest = hashlib.sha256(rows.encode())
+            digest.update(self._targets.astype("<f4", copy=False).data)
+            fingerprint = digest.hexdigest()
         self._metadata = SourceMetadata(
             name=name,
             label_names=label_names,
             input_shape=inputs.shape[1:],
             input_dtype=str(self._inputs.dtype),
             kind="vector" if inputs.ndim == 2 else "image",
-            fingerprint=_fingerprint(self._inputs, self._labels, label_names, given, self._mask),
+            fingerprint=fingerprint,
             unknown_labels=self._mask is not None,
+            soft_labels=self._targets is not None,
+            rows_fingerprint=None if self._targets is None else rows_fingerprint or rows,
         )
 
     @property
@@ -183,7 +211,7 @@ class ArraySource:
         row = checked_index(index, len(self))
         record = {"inputs": self._inputs[row], "labels": self._labels[row]}
         record["id"] = int(self._ids[row])
-        return record if self._mask is None else {**record, "label_mask": self._mask[row]}
+        return {**record, **{name: array[row] for name, array in self._more().items()}}
 
     def __repr__(self) -> str:
         return (
@@ -195,10 +223,15 @@ class ArraySource:
     def arrays(self) -> dict[str, np.ndarray]:
         """All records at once, read-only: `inputs` [n, ...], `labels` uint8 [n, L], `ids` [n].
 
-        Where some labels are unknown, also `label_mask`, bool [n, L].
+        Where some labels are unknown, also `label_mask`, bool [n, L]; where others are learnt than
+        the labels, `targets`, float32 [n, L].
         """
         arrays = {"inputs": self._inputs, "labels": self._labels, "ids": self._ids}
-        return arrays if self._mask is None else {**arrays, "label_mask": self._mask}
+        return {**arrays, **self._more()}
+
+    def _more(self) -> dict[str, np.ndarray]:
+        more = {"label_mask": self._mask, "targets": self._targets}
+        return {name: array for name, array in more.items() if array is not None}
 
 
 def checked_index(index: SupportsIndex, size: int) -> int:
@@ -285,6 +318,7 @@ _ENDINGS = {
 
 # Understood by every source in memory, whatever else its URI may carry.
 _PART_OPTIONS = ("part", "fraction", "split_seed")
+_COMMON_OPTIONS = (*_PART_OPTIONS, "targets")
 
 
 def register_source(
@@ -312,7 +346,7 @@ def register_source(
     """
     if not re.fullmatch(r"\.\w+|[A-Za-z]\w+", key):
         raise ValueError(f"key {key!r} is neither a file ending such as '.npz' nor a scheme")
-    if reserved := sorted(set(options) & set(_PART_OPTIONS)):
+    if reserved := sorted(set(options) & set(_COMMON_OPTIONS)):
         raise ValueError(f"option {reserved[0]!r} belongs to open_source, choose another name")
     registry = _ENDINGS if key.startswith(".") else _SCHEMES
     registry[key.lower()] = _Opener(opener, tuple(options))
@@ -332,7 +366,8 @@ def open_source(
 
     Of every source in memory `part=held-out` opens the share `fraction` (0.2) of the rows, taken by
     stratification with `split_seed` (0), and `part=rest` the other rows; ids stay those of the
-    whole.
+    whole. `targets=FILE` adds what is learnt in the place of the labels: label distributions in a
+    `.csv`, `.npz` or `.mat` file, as `jaxmlcl enhance` writes them.
 
     Args:
       uri: what to open. Characters of an option's value may be written as `%XX`.
@@ -359,14 +394,19 @@ def open_source(
     address = _address(text)
     opener, options, places = address.opener, dict(address.options), search_places(root)
     part = {name: options.pop(name) for name in _PART_OPTIONS if name in options}
+    targets = options.pop("targets", None)
     # A scheme needs no folder, and a run may carry the name of one that is no longer there.
     if not address.scheme and root is not None:
         _refuse_buckets(os.fspath(root))
     if not address.scheme and root is not None and not os.path.isdir(os.path.expanduser(root)):
         raise DataError(f"{os.fspath(root)}: data.root is not a folder; name the one with the data")
-    source = opener(
-        address.body if address.scheme else find_file(address.body, places), options, places
-    )
+    body = address.body if address.scheme else find_file(address.body, places)
+    source = opener(body, options, places)
+    if targets is not None:
+        from jaxmlcl.data.targets import with_targets
+
+        beside = [Path(body).parent] if not address.scheme else []
+        source = with_targets(source, find_file(targets, [*beside, *places]), text)
     if not part:
         return source
     from jaxmlcl.data.stratify import take_part
@@ -399,7 +439,7 @@ def row_origin(
     address = _address(os.fspath(uri))
     options = address.options
     if address.opener.identity is None:
-        chosen = {name: options[name] for name in sorted(options) if name not in _PART_OPTIONS}
+        chosen = {name: options[name] for name in sorted(options) if name not in _COMMON_OPTIONS}
     else:
         chosen = {
             name: options.get(name, default) for name, default in address.opener.identity.items()
@@ -544,7 +584,7 @@ def _address(text: str) -> _Address:
             f"{text}: unknown kind of source{_nearest(scheme, _SCHEMES)}; supported are {supported}"
         )
     opener = _SCHEMES[scheme.lower()] if is_scheme else _ENDINGS[ending]
-    options = _options(query, (*opener.options, *_PART_OPTIONS), text)
+    options = _options(query, (*opener.options, *_COMMON_OPTIONS), text)
     return _Address(
         scheme.lower() if is_scheme else "", body if is_scheme else location, opener, options
     )

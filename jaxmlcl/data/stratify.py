@@ -116,4 +116,5 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
         ids=whole["ids"][rows],
         where=where,
         label_mask=whole["label_mask"][rows] if "label_mask" in whole else None,
+        targets=whole["targets"][rows] if "targets" in whole else None,
     )

@@ -102,6 +102,11 @@ class MulSupCon(Objective):
                 f"{spec.queue_shards} devices, over which mesh.rules interleave the queue; change "
                 "one of them"
             )
+        if spec.soft_labels and self.weighting not in ("mulsupcon", "mulsupcon_mean"):
+            raise ConfigError(
+                f'objective: weighting "{self.weighting}" compares sets of labels, which targets '
+                "in [0, 1] are not; use mulsupcon or mulsupcon_mean, or leave ?targets= out"
+            )
         encoder_key, head_key, queue_key = jax.random.split(key, 3)
         kind = spec.inputs.dtype
         inputs = jnp.zeros((1, *spec.inputs.shape[2:]), kind)
@@ -115,6 +120,7 @@ class MulSupCon(Objective):
             self.head.width,
             spec.labels.shape[-1],
             dtype=kind if self.queue_dtype == "compute" else jnp.promote_types(kind, jnp.float32),
+            label_dtype=jnp.float32 if spec.soft_labels else jnp.uint8,
             key=queue_key,
             shards=spec.queue_shards,
             class_sums=self.queue_class_sums,

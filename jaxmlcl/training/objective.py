@@ -40,6 +40,8 @@ class BatchSpec(NamedTuple):
     label_mask: jax.ShapeDtypeStruct | None = None
     queue_shards: int = 1
     """Parts that a queue in the state is split into, one for each device, or 1."""
+    soft_labels: bool = False
+    """Whether labels are degrees in [0, 1] instead of 0 and 1."""
 
 
 class Aux(NamedTuple):

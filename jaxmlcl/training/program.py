@@ -254,6 +254,7 @@ def build_stage(
         jax.ShapeDtypeStruct(label_shape, jnp.float32),
         stage.batch_size,
         jax.ShapeDtypeStruct(label_shape, bool) if metadata.unknown_labels else None,
+        soft_labels=metadata.soft_labels,
     )
     key = stage_key(experiment.seed, name, experiment.random)
     params, state = jax.eval_shape(lambda: stage.objective.init(key, spec))

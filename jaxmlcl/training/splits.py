@@ -216,7 +216,7 @@ def check_apart(
     """
     there, others = of or (where, data)
     common = len(first)
-    if first.metadata.fingerprint != second.metadata.fingerprint:
+    if first.metadata.fingerprint_of_rows != second.metadata.fingerprint_of_rows:
         if not share_origin(data, scored, other, others):
             return
         common = len(np.intersect1d(source_ids(first), source_ids(second)))

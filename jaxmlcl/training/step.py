@@ -21,8 +21,9 @@ from jaxmlcl.training.stage import Stage
 
 PyTree = Any
 
-# The arrays of a source on the device; the mask only where labels are unknown.
-_RESIDENT = ("inputs", "labels", "ids", "label_mask")
+# The arrays of a source on the device; the mask only where labels are unknown, targets only where
+# something else is learnt than the labels.
+_RESIDENT = ("inputs", "labels", "ids", "label_mask", "targets")
 
 
 @jax.tree_util.register_dataclass
@@ -117,7 +118,7 @@ class Program:
             self.stage.objective.views,
         )
         kind = jnp.promote_types(self.feed.dtype, jnp.float32)
-        labels, mask = host["labels"].astype(kind), host.get("label_mask")
+        labels, mask = host.get("targets", host["labels"]).astype(kind), host.get("label_mask")
         if mask is not None:
             labels = jnp.where(mask, labels, 0)
         return Batch(inputs, labels, host["ids"], size, mask)

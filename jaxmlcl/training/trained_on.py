@@ -63,6 +63,7 @@ def save_trained_on(workdir: Path, sources: Mapping[str, Source]) -> None:
             "input_dtype": metadata.input_dtype,
             "label_names": list(metadata.label_names),
             "unknown_labels": metadata.unknown_labels,
+            "soft_labels": metadata.soft_labels,
             "feature_names": None if found.feature_names is None else list(found.feature_names),
         }
     document = {
@@ -93,6 +94,8 @@ def load_trained_on(workdir: Path, stage: str) -> TrainedOn:
             kind=found["kind"],
             fingerprint=fingerprint,
             unknown_labels=found["unknown_labels"],
+            # Runs from before there were targets do not say.
+            soft_labels=found.get("soft_labels", False),
         )
         return TrainedOn(metadata, int(found["rows"]), None if names is None else tuple(names))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
