@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +26,13 @@ from jaxmlcl.data._checks import (
 from jaxmlcl.data.binarise import logical_labels
 from jaxmlcl.data.source import find_file, open_source, search_places
 from jaxmlcl.errors import DataError
+from jaxmlcl.io import writing
 
 # How far the degrees of a row may be from 1 together: float32 and printed digits stay below it.
 SUM_TOLERANCE = 1e-3
+
+# Of the files that `write_distributions` writes.
+ENDINGS = (".csv", ".npz", ".mat")
 
 FEATURES = ("features",)
 DEGREES = ("labelDistribution", "distributions")
@@ -282,6 +289,90 @@ def _checked(
         rows if ids is None else check_ids(ids, len(features), where),
         labels_derived=logical is None,
     )
+
+
+def write_distributions(
+    path: Path, data: DistributionData, distributions: np.ndarray, *, keep_features: bool = False
+) -> None:
+    """Write label distributions of the rows of a data set, whole or not at all.
+
+    `.csv`: `id`, a column for each label and, with `keep_features`, for each feature. `.npz`:
+    `features`, `labels` (0/1), `distributions`, `label_names` and `ids`. `.mat` (version 5):
+    `features`, `logicalLabel`, `labelDistribution`, `label_names` and `ids`. `open_distributions`
+    reads all of them.
+
+    Args:
+      path: the file; its folder is created.
+      data: the rows.
+      distributions: [n, L], what is written in the place of the distributions of `data`.
+      keep_features: whether `.csv` has the features.
+
+    Raises:
+      DataError: the file's ending is another; two columns of `.csv` would have one name; the
+        features are too large for `.mat`.
+      OSError: it cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> np.savez(folder / "a.npz", features=[[0.5]], labels=[[1, 0]], label_names=["sea", "sky"])
+      >>> data = open_distributions(folder / "a.npz")
+      >>> write_distributions(folder / "b.csv", data, np.array([[0.75, 0.25]]))
+      >>> (folder / "b.csv").read_text()
+      'id,sea,sky\\n0,0.75,0.25\\n'
+    """
+    ending = path.suffix.lower()
+    arrays: dict[str, Any] = {
+        "features": data.features,
+        "distributions": distributions,
+        "ids": data.ids,
+    }
+    names = list(data.label_names)
+    if ending == ".npz":
+        with writing(path) as file:
+            np.savez_compressed(file, labels=data.labels, label_names=np.array(names), **arrays)
+    elif ending == ".mat":
+        from scipy.io import savemat
+
+        if data.features.nbytes >= 2**31:
+            raise DataError(f"{path}: features of 2 GB and more do not fit into .mat; write .npz")
+        fields = {
+            "features": data.features,
+            "logicalLabel": data.labels,
+            "labelDistribution": distributions,
+            "label_names": np.array(names, object),
+            "ids": data.ids[:, None],
+        }
+        with writing(path) as file:
+            savemat(file, fields, do_compression=True)
+    elif ending == ".csv":
+        _write_csv(path, data, distributions, keep_features)
+    else:
+        raise DataError(f"{path}: its form is told by its ending: {', '.join(ENDINGS)}")
+
+
+def _write_csv(
+    path: Path, data: DistributionData, distributions: np.ndarray, keep_features: bool
+) -> None:
+    header, columns = ["id", *data.label_names], [distributions.tolist()]
+    if keep_features:
+        width = data.features.shape[1]
+        header += data.feature_names or [f"feature_{i}" for i in range(width)]
+        # The shortest texts that come back as the same numbers.
+        columns.append(data.features.astype("U32").tolist())
+    repeated = next((name for name in header if header.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(
+            f"{path}: two columns would be called {shorten(repeated)}; write .npz instead"
+        )
+    with writing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(header)
+        for identity, *cells in zip(data.ids.tolist(), *columns, strict=True):
+            rows.writerow([identity, *itertools.chain(*cells)])
+        text.flush()
+        text.detach()
 
 
 def check_degrees(
