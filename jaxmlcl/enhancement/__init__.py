@@ -5,5 +5,49 @@ imports scikit-learn.
 """
 
 from jaxmlcl.enhancement._base import Enhancer
+from jaxmlcl.enhancement.fcm import FCM
+from jaxmlcl.enhancement.glle import GLLE
+from jaxmlcl.enhancement.km import KM
+from jaxmlcl.enhancement.learners import SABFGS, AAkNN
+from jaxmlcl.enhancement.lesc import GRID, LESC, lesc_grid
+from jaxmlcl.enhancement.levi import LEVI
+from jaxmlcl.enhancement.lp import LP
+from jaxmlcl.enhancement.references import (
+    REFERENCES,
+    normalized,
+    r1,
+    r2,
+    softmax_of_normalized,
+    uniform,
+)
 
-__all__ = ["Enhancer"]
+ENHANCERS: dict[str, type[Enhancer]] = {
+    "fcm": FCM,
+    "km": KM,
+    "lp": LP,
+    "glle": GLLE,
+    "lesc": LESC,
+    "levi": LEVI,
+}
+"""Enhancers by the names that configurations and commands use."""
+
+__all__ = [
+    "ENHANCERS",
+    "FCM",
+    "GLLE",
+    "GRID",
+    "KM",
+    "LESC",
+    "LEVI",
+    "LP",
+    "REFERENCES",
+    "SABFGS",
+    "AAkNN",
+    "Enhancer",
+    "lesc_grid",
+    "normalized",
+    "r1",
+    "r2",
+    "softmax_of_normalized",
+    "uniform",
+]

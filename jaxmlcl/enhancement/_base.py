@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from jaxmlcl.errors import UserError
+from jaxmlcl.errors import ConfigError, UserError
 
 
 class Enhancer(TransformerMixin, BaseEstimator, abc.ABC):
@@ -115,6 +117,63 @@ def check_rows(features: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.n
     return x, y.astype(np.float64)
 
 
+def require(
+    estimator: Any,
+    name: str,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    above: bool = False,
+    whole: bool = False,
+    optional: bool = False,
+) -> None:
+    """Refuse a hyper-parameter that is no number from low to high.
+
+    Args:
+      estimator: what has the parameter.
+      name: of its attribute.
+      low: the smallest value.
+      high: the largest.
+      above: low itself is refused too.
+      whole: only whole numbers.
+      optional: None is allowed.
+
+    Raises:
+      ConfigError: with one line that names estimator, parameter and value.
+
+    Example:
+      >>> import types
+      >>> require(types.SimpleNamespace(rate=0), "rate", above=True)
+      Traceback (most recent call last):
+      ...
+      jaxmlcl.errors.ConfigError: SimpleNamespace: rate must be a number above 0, not 0
+    """
+    value = getattr(estimator, name)
+    if value is None and optional:
+        return
+    kind = numbers.Integral if whole else numbers.Real
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if is_number and low <= value <= high and math.isfinite(value) and not (above and value == low):
+        return
+    said = "a whole number" if whole else "a number"
+    said += f" above {low:g}" if above else f" of at least {low:g}"
+    said += f" and at most {high:g}" if high < math.inf else ""
+    said += ", or None" if optional else ""
+    raise ConfigError(f"{type(estimator).__name__}: {name} must be {said}, not {value!r}")
+
+
+def require_one_of(estimator: Any, name: str, choices: Sequence[str]) -> None:
+    """Refuse a hyper-parameter that is none of these words.
+
+    Raises:
+      ConfigError: with one line that names them.
+    """
+    value = getattr(estimator, name)
+    if value not in choices:
+        words = " or ".join(f'"{choice}"' for choice in choices)
+        raise ConfigError(f"{type(estimator).__name__}: {name} must be {words}, not {value!r}")
+
+
 def standardize(features: np.ndarray, fitted: np.ndarray | None = None) -> np.ndarray:
     """Features [n, q] float64 with the fitted rows' mean 0 and sample standard deviation 1.
 
@@ -140,6 +199,6 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 
 def normalized(labels: np.ndarray) -> np.ndarray:
-    """L / |L| by row; uniform where a row has none."""
+    """L / |L| by row; uniform where a row has none. Any weights of at least 0 may stand for L."""
     total = labels.sum(-1, keepdims=True)
     return np.where(total > 0, labels / np.where(total > 0, total, 1), 1 / labels.shape[-1])
