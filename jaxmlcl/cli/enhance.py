@@ -158,7 +158,7 @@ def measured(
     title: str, found: np.ndarray, data: DistributionData
 ) -> Mapping[str, Mapping[str, Any]]:
     """The measures of what was found, and of what needs no method, by name."""
-    from jaxmlcl.enhancement.references import normalized, softmax_of_normalized, uniform
+    from jaxmlcl.enhancement import normalized, softmax_of_normalized, uniform
     from jaxmlcl.evaluation import distribution_measures
 
     if data.distributions is None:
