@@ -5,6 +5,8 @@ imports scikit-learn.
 """
 
 from jaxmlcl.enhancement._base import Enhancer
+from jaxmlcl.enhancement._mass import expected_mass
+from jaxmlcl.enhancement.conle import ConLE
 from jaxmlcl.enhancement.fcm import FCM
 from jaxmlcl.enhancement.glle import GLLE
 from jaxmlcl.enhancement.km import KM
@@ -22,6 +24,7 @@ from jaxmlcl.enhancement.references import (
 )
 
 ENHANCERS: dict[str, type[Enhancer]] = {
+    "conle": ConLE,
     "fcm": FCM,
     "km": KM,
     "lp": LP,
@@ -43,7 +46,9 @@ __all__ = [
     "REFERENCES",
     "SABFGS",
     "AAkNN",
+    "ConLE",
     "Enhancer",
+    "expected_mass",
     "lesc_grid",
     "normalized",
     "r1",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from numpy.typing import ArrayLike
 
 from jaxmlcl.enhancement._base import Enhancer, check_rows
@@ -20,6 +21,7 @@ from jaxmlcl.models.enhancement import ConLENetwork
 VARIANTS = ("full", "h", "l")
 OUTPUTS = ("softmax", "softmax_twice", "raw_then_softmax")
 STOPS = ("mass", "epochs")
+OPTIMIZERS = ("adam", "sgd")
 
 # Steps between two looks at the labels' mass, and rows that are looked at.
 _LOOK_EVERY = 5
@@ -64,7 +66,10 @@ class ConLE(Enhancer):
       target_mass: the mass at which training ends; None: `expected_mass` of the labels.
       epochs: passes over the rows, at most.
       batch_size: rows in a step; None: all.
-      learning_rate, momentum: of gradient descent.
+      optimizer: `adam`, or, as the paper says without its constants, `sgd` with `momentum`; with
+        `sgd` the steps to the target depend on L so much that no one rate serves all sets.
+      learning_rate: of either; near .01 for `sgd` and few labels.
+      momentum: of `sgd`.
       hidden, width: units of hidden layers and of the embeddings.
       temperature: of the contrastive term.
       margin: of the hinge.
@@ -78,7 +83,7 @@ class ConLE(Enhancer):
       >>> rng = np.random.default_rng(0)
       >>> labels = np.eye(3)[rng.integers(0, 3, 60)]
       >>> features = labels + rng.normal(size=(60, 3))
-      >>> enhancer = ConLE(target_mass=0.6, learning_rate=0.05)
+      >>> enhancer = ConLE(target_mass=0.6, learning_rate=1e-3)
       >>> enhancer.fit_transform(features, labels).shape
       (60, 3)
       >>> bool(0.6 <= (enhancer.distributions_ * labels).sum(1).mean() < 0.7)
@@ -100,7 +105,8 @@ class ConLE(Enhancer):
         target_mass: float | None = None,
         epochs: int = 1000,
         batch_size: int | None = 256,
-        learning_rate: float = 0.003,
+        optimizer: Literal["adam", "sgd"] = "adam",
+        learning_rate: float = 1e-4,
         momentum: float = 0.9,
         hidden: int = 128,
         width: int = 64,
@@ -119,6 +125,7 @@ class ConLE(Enhancer):
         self.target_mass = target_mass
         self.epochs = epochs
         self.batch_size = batch_size
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.hidden = hidden
@@ -218,6 +225,7 @@ class ConLE(Enhancer):
             ("variant", VARIANTS),
             ("output", OUTPUTS),
             ("stop", STOPS),
+            ("optimizer", OPTIMIZERS),
         ):
             value = getattr(self, name)
             if value not in options:
@@ -273,6 +281,7 @@ class ConLE(Enhancer):
             denominator=self.denominator,
             form=self.form,
             reduction=self.reduction,
+            optimizer=self.optimizer,
             momentum=self.momentum,
             batch=batch,
             per_epoch=max(1, longest // batch),
@@ -337,11 +346,19 @@ class _Static(NamedTuple):
     denominator: str
     form: str
     reduction: str
+    optimizer: str
     momentum: float
     batch: int
     per_epoch: int
     full: bool
     """Whether all fits have as many rows."""
+
+    @property
+    def direction(self) -> optax.GradientTransformation:
+        """What the learning rate is multiplied with."""
+        if self.optimizer == "adam":
+            return optax.scale_by_adam()
+        return optax.trace(decay=self.momentum)
 
     @property
     def network(self) -> ConLENetwork:
@@ -432,7 +449,7 @@ def _start(fits: _Fits, data: tuple[jax.Array, jax.Array], static: _Static) -> _
     k = len(fits.seeds)
     return _Carry(
         parameters,
-        jax.tree.map(jnp.zeros_like, parameters),
+        jax.vmap(static.direction.init)(parameters),
         jnp.zeros((k, static.batch * static.per_epoch), jnp.int32),
         jnp.zeros(k, jnp.int32),
         jnp.zeros(k, bool),
@@ -470,9 +487,9 @@ def _one_step(
         x = (data[0][rows] - fit.mean) * fit.scale
         where = None if static.full else places < fit.sizes
         slope = jax.grad(_objective)(parameters, x, data[1][rows], fit.numbers, static, where)
-        momentum = jax.tree.map(lambda m, g: static.momentum * m + g, momentum, slope)
+        change, momentum = static.direction.update(slope, momentum, parameters)
         rate = jnp.where(done, 0.0, fit.numbers["learning_rate"])
-        return jax.tree.map(lambda p, m: p - rate * m, parameters, momentum), momentum
+        return jax.tree.map(lambda p, c: p - rate * c, parameters, change), momentum
 
     parameters, momentum = jax.vmap(moved)(
         carry.parameters, carry.momentum, batch, fits, carry.done

@@ -13,7 +13,7 @@ import optax
 
 from jaxmlcl.enhancement._base import Enhancer, require, softmax
 from jaxmlcl.errors import ConfigError
-from jaxmlcl.random import bernoulli, make_key, row_words, uniform
+from jaxmlcl.random import Rows, bernoulli, make_key, row_words, uniform
 
 Layer = dict[str, jax.Array]
 Parameters = dict[str, list[Layer]]
@@ -243,11 +243,7 @@ def loss(
         return jnp.where(keep, values / (1 - recipe.dropout), 0.0)
 
     mean, deviation = _encode(parameters["encoder"], jnp.concatenate([x, y], 1), dropout)
-    # Between -1 and 1, neither of them.
-    even = uniform(
-        row_words(key, epoch, _LATENT, rows), mean.shape[1], np.nextafter(np.float32(-1), 0)
-    )
-    z = mean + deviation * (np.sqrt(2) * jax.lax.erf_inv(even)).astype(mean.dtype)
+    z = mean + deviation * _normal(row_words(key, epoch, _LATENT, rows), mean.shape[1])
     logits = z[:, -y.shape[1] :]
     labels = (jax.nn.softplus(logits) - y * logits).mean(1)
     squares = deviation**2
@@ -263,15 +259,21 @@ def initial(key: jax.Array, features: int, labels: int, hidden: int, latent: int
         "encoder": [(features + labels, hidden), (hidden, hidden), (hidden, 2 * latent)],
         "decoder": [(latent, hidden), (hidden, hidden), (hidden, features)],
     }
-    draw = jax.nn.initializers.glorot_normal()
     made: Parameters = {}
-    for name, shapes in sizes.items():
+    for part, (name, shapes) in enumerate(sizes.items()):
         made[name] = []
-        for shape in shapes:
-            key, own = jax.random.split(key)
-            bias = jnp.full(shape[1], 0.01, jnp.float32)
-            made[name].append({"kernel": draw(own, shape, jnp.float32), "bias": bias})
+        for layer, (wide, narrow) in enumerate(shapes):
+            drawn = _normal(row_words(key, part, layer, jnp.arange(wide)), narrow)
+            kernel = np.float32(np.sqrt(2 / (wide + narrow))) * drawn
+            made[name].append({"kernel": kernel, "bias": jnp.full(narrow, 0.01, jnp.float32)})
     return made
+
+
+def _normal(words: Rows, units: int) -> jax.Array:
+    """Normal float32 numbers [B, units]."""
+    # Between -1 and 1, neither of them, for which the inverse is infinite.
+    even = uniform(words, units, float(np.nextafter(np.float32(-1), np.float32(0))))
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(even)
 
 
 def _dense(layer: Layer, values: jax.Array) -> jax.Array:

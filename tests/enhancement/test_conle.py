@@ -24,7 +24,7 @@ def rows(n: int = 60, num_labels: int = 4, seed: int = 0) -> tuple[np.ndarray, n
     return labels @ random.normal(size=(num_labels, 7)) + random.normal(size=(n, 7)), labels
 
 
-QUICK: dict[str, Any] = {"learning_rate": 0.02, "hidden": 16, "width": 8, "batch_size": 32}
+QUICK: dict[str, Any] = {"learning_rate": 0.003, "hidden": 16, "width": 8, "batch_size": 32}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ def logical(degrees: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("num_labels", "concentration"), [(3, 5.0), (4, 40.0), (5, 1.0), (6, 0.3), (18, 30.0), (60, 0.1)]
+    ("num_labels", "concentration"),
+    [(3, 5.0), (4, 40.0), (5, 1.0), (6, 0.3), (18, 30.0), (60, 0.1)],
 )
 def test_the_mass_of_rows_that_follow_the_model_is_found(
     num_labels: int, concentration: float
