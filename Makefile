@@ -4,7 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOP := $(VENV)/.develop
-PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+# Compiling is most of what tests do. JAX keeps what it has compiled, so that processes that tests
+# start, and a second call, need not do it again.
+COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled \
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
+PYTEST := JAX_PLATFORMS=cpu $(COMPILED) $(BIN)/python -m pytest
 # Compiling keeps one core busy: two processes do in half the time what one does.
 PARALLEL := --numprocesses auto --maxprocesses 4
 
@@ -15,7 +19,7 @@ help:
 	@echo "test        the fast tests          test-slow  the others"
 	@echo "lint types  ruff and mypy           format     ruff's own layout"
 	@echo "coverage    losses, queue and evaluation, at least 95 %"
-	@echo "wheel       build the wheel, and run the fast tests on it"
+	@echo "wheel       build the wheel, install it by itself and try it"
 	@echo "gpu         every check and benchmark that wants a GPU"
 	@echo "bench       speed on vectors beside PyTorch, where that is installed"
 	@echo "bench-loss  time and memory of the loss beside plain JAX and PyTorch"
@@ -44,10 +48,10 @@ test: $(DEVELOP)
 	$(PYTEST) --doctest-modules jaxmlcl
 
 test-slow: $(DEVELOP)
-	$(PYTEST) tests -m slow
+	$(PYTEST) tests -m slow $(PARALLEL)
 
 coverage: $(DEVELOP)
-	$(PYTEST) tests/losses tests/evaluation tests/test_queue*.py -m "not slow" \
+	$(PYTEST) tests/losses tests/evaluation tests/test_queue*.py -m "not slow" $(PARALLEL) \
 	  --cov=jaxmlcl.losses --cov=jaxmlcl.queue --cov=jaxmlcl.evaluation --cov-fail-under=95
 
 lint: $(DEVELOP)
@@ -61,17 +65,15 @@ format: $(DEVELOP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The wheel in an environment of its own, away from the sources, so that what is tested is what is
-# shipped.
+# The wheel in an environment of its own, away from the sources and without what only developers
+# have: every file is there, and the commands that a user begins with work.
 wheel: $(DEVELOP)
-	rm -rf dist build .venv-wheel
+	rm -rf dist build/wheel .venv-wheel
 	$(BIN)/python -m build --wheel --outdir dist
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[dev]"
-	rm -rf build/wheel-tests && mkdir -p build/wheel-tests
-	cp -r tests configs docs benchmarks launch Makefile pyproject.toml *.md LICENSE CITATION.cff build/wheel-tests/
-	cd build/wheel-tests && JAX_PLATFORMS=cpu JAXMLCL_DATA="$${JAXMLCL_DATA:-$(CURDIR)/../shared/data}" \
-	  $(CURDIR)/.venv-wheel/bin/python -m pytest tests -m "not slow" $(PARALLEL)
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	mkdir -p build/wheel
+	cd build/wheel && JAX_PLATFORMS=cpu $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/tests/wheel.py $(CURDIR)
 
 # With the packages that are there: a machine with a GPU has its own JAX.
 gpu:
