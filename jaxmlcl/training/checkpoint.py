@@ -14,6 +14,7 @@ Orbax stays inside: what the store takes and gives back are pytrees and paths.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -173,8 +174,11 @@ class CheckpointStore:
 
         try:
             manifest["state"] = name = self._once(prepare)
-            with quiet(), jax.transfer_guard("allow"):
+            # Quiet until all is written, without a gap: Orbax may fail in between, in a thread.
+            with contextlib.ExitStack() as stack, jax.transfer_guard("allow"):
+                stack.enter_context(quiet())
                 self._writer().save(path / name, args=ocp.args.PyTreeSave(detached(arrays)))
+                silence = stack.pop_all()
         except Exception as error:
             if group().primary:
                 discard_unfinished(path)
@@ -183,7 +187,7 @@ class CheckpointStore:
                 raise
             raise told from error
         self._thread = threading.Thread(
-            target=self._finish, args=(path, manifest), name=f"checkpoint-{step}"
+            target=self._finish, args=(path, manifest, silence), name=f"checkpoint-{step}"
         )
         self._thread.start()
         if wait:
@@ -417,11 +421,11 @@ class CheckpointStore:
         remove_strays(path, keep=present)
         return "state-1" if present == "state" else "state"
 
-    def _finish(self, path: Path, manifest: dict[str, Any]) -> None:
+    def _finish(self, path: Path, manifest: dict[str, Any], silence: contextlib.ExitStack) -> None:
         """Wait for Orbax, then write the manifest and prune; runs in the background."""
         try:
-            with quiet():
-                self._writer().wait_until_finished()
+            self._writer().wait_until_finished()
+            silence.close()
             if group().primary:
                 write_manifest(path, manifest)
                 remove_strays(path, keep=manifest["state"])
