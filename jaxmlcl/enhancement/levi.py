@@ -21,8 +21,10 @@ Dropout = Callable[[jax.Array, int], jax.Array]
 
 # Numbers that fits trained together may hold at once: 1 GiB of them.
 _HELD = 1 << 28
-# Layers of one step that draw random numbers.
-_LATENT, _ENCODER, _DECODER = 0, 1, 3
+# What draws random numbers in a step.
+_LATENT, _DROPOUT = 0, 1
+# Which hidden layer is the first of its part; dropout follows all four.
+_ENCODER, _DECODER = 0, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +206,9 @@ def _train(
     rate = optax.piecewise_constant_schedule(
         recipe.learning_rate, dict.fromkeys(recipe.milestones, recipe.decay)
     )
-    optimizer = optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay), optax.adam(rate, eps=1e-8)
+    # One vector for all parameters, again for the sake of the compiler.
+    optimizer = optax.flatten(
+        optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.adam(rate, eps=1e-8))
     )
 
     def step(carry: tuple, epoch: jax.Array) -> tuple[tuple, None]:
@@ -231,16 +234,14 @@ def loss(
 ) -> jax.Array:
     """The loss of scaled features x [m, q] and labels y [m, L], means over rows of weight 1.
 
-    Random numbers are keyed by epoch, layer and the number of the row, so that it does not matter
-    what else is in the batch.
+    Random numbers are keyed by epoch and the number of the row, so that it does not matter what
+    else is in the batch.
     """
+    words = row_words(key, epoch, _DROPOUT, rows)
+    keep = jnp.split(bernoulli(words, 4 * recipe.hidden, 1 - recipe.dropout), 4, axis=1)
 
     def dropout(values: jax.Array, layer: int) -> jax.Array:
-        if recipe.dropout == 0:
-            return values
-        words = row_words(key, epoch, layer, rows)
-        keep = bernoulli(words, values.shape[1], 1 - recipe.dropout)
-        return jnp.where(keep, values / (1 - recipe.dropout), 0.0)
+        return jnp.where(keep[layer], values / (1 - recipe.dropout), 0.0)
 
     mean, deviation = _encode(parameters["encoder"], jnp.concatenate([x, y], 1), dropout)
     z = mean + deviation * _normal(row_words(key, epoch, _LATENT, rows), mean.shape[1])
@@ -259,12 +260,17 @@ def initial(key: jax.Array, features: int, labels: int, hidden: int, latent: int
         "encoder": [(features + labels, hidden), (hidden, hidden), (hidden, 2 * latent)],
         "decoder": [(latent, hidden), (hidden, hidden), (hidden, features)],
     }
+    # All numbers at once: the program is smaller, and compiles faster.
+    count = sum(wide * narrow for shapes in sizes.values() for wide, narrow in shapes)
+    drawn = _normal(row_words(key, jnp.arange(1)), count)[0]
     made: Parameters = {}
-    for part, (name, shapes) in enumerate(sizes.items()):
+    taken = 0
+    for name, shapes in sizes.items():
         made[name] = []
-        for layer, (wide, narrow) in enumerate(shapes):
-            drawn = _normal(row_words(key, part, layer, jnp.arange(wide)), narrow)
-            kernel = np.float32(np.sqrt(2 / (wide + narrow))) * drawn
+        for wide, narrow in shapes:
+            own = drawn[taken : taken + wide * narrow].reshape(wide, narrow)
+            taken += wide * narrow
+            kernel = np.float32(np.sqrt(2 / (wide + narrow))) * own
             made[name].append({"kernel": kernel, "bias": jnp.full(narrow, 0.01, jnp.float32)})
     return made
 
