@@ -4,7 +4,7 @@ Every enhancer is a scikit-learn transformer: `GLLE().fit_transform(X, L)`. Impo
 imports scikit-learn.
 """
 
-from jaxmlcl.enhancement._base import Enhancer
+from jaxmlcl.enhancement._base import Enhancer, standardize
 from jaxmlcl.enhancement._mass import expected_mass
 from jaxmlcl.enhancement.conle import ConLE
 from jaxmlcl.enhancement.fcm import FCM
@@ -54,5 +54,6 @@ __all__ = [
     "r1",
     "r2",
     "softmax_of_normalized",
+    "standardize",
     "uniform",
 ]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxmlcl.data.binarise import logical_labels
 from jaxmlcl.data.distributions import open_distributions
 from jaxmlcl.data.source import find_file, search_places
-from jaxmlcl.enhancement import Enhancer
+from jaxmlcl.enhancement import Enhancer, standardize
 from jaxmlcl.errors import ConfigError, DataError, UserError
 from jaxmlcl.evaluation import (
     LARGER_IS_BETTER,
@@ -76,9 +76,13 @@ class EnhancementStudy:
     sets: tuple[DistributionSet, ...]
     columns: tuple[Recovery, ...]
     seeds: tuple[int, ...]
-    protocol: Literal["transductive", "cv10x10"] = "transductive"
-    """All rows are fitted and scored, once a seed; or ten folds, in ten orders: rows of a fold are
-    recovered by what was fitted to the other nine."""
+    protocol: Literal["transductive", "cv10x10", "learner"] = "transductive"
+    """`transductive`: all rows are fitted and scored, once a seed. `cv10x10`: ten folds, in ten
+    orders: rows of a fold are recovered by what was fitted to the other nine. `learner`: five
+    folds, in the order of each seed: what is recovered of four is what `learner` learns from, and
+    its predictions for the fifth, from features alone, are scored."""
+    learner: Callable[[], Any] | None = None
+    """For `learner`: makes what has `fit(features, distributions)` and `predict(features)`."""
     published: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(
         default_factory=dict
     )
@@ -89,8 +93,12 @@ class EnhancementStudy:
     """The column that ranks are about."""
 
     def __post_init__(self) -> None:
-        if self.protocol not in ("transductive", "cv10x10"):
-            raise ConfigError(f'study: protocol "{self.protocol}" is not transductive or cv10x10')
+        if self.protocol not in ("transductive", "cv10x10", "learner"):
+            raise ConfigError(
+                f'study: protocol "{self.protocol}" is not transductive, cv10x10 or learner'
+            )
+        if (self.protocol == "learner") != (self.learner is not None):
+            raise ConfigError("study: a learner belongs to the protocol learner, which needs one")
         for kind, names in (
             ("data set", [one.name for one in self.sets]),
             ("column", [one.name for one in self.columns]),
@@ -161,6 +169,8 @@ class EnhancementStudy:
     def _seeds(self, column: Recovery) -> tuple[int, ...]:
         if self.protocol == "cv10x10":
             return tuple(range(10))
+        if self.protocol == "learner":
+            return self.seeds
         made = column.build if column.kind == "reference" else column.build()
         return self.seeds if getattr(made, "seeded", False) else self.seeds[:1]
 
@@ -169,11 +179,12 @@ class EnhancementStudy:
         return folder / data.name / f"{safe}.json"
 
     def _describe(self, column: Recovery) -> str:
+        protocol = f"{self.protocol} {list(self._seeds(column))}"
+        if self.learner is not None:
+            protocol += f" {_parameters(self.learner())}"
         if column.kind == "reference":
-            return f"{column.name} {self.protocol}"
-        made = column.build()
-        parameters = ", ".join(f"{k}={v!r}" for k, v in sorted(made.get_params().items()))
-        return f"{type(made).__name__}({parameters}) {self.protocol} {list(self._seeds(column))}"
+            return f"{column.name} {protocol}"
+        return f"{_parameters(column.build())} {protocol}"  # type: ignore[call-arg]
 
     def _read(self, folder: Path, data: DistributionSet, column: Recovery) -> dict[str, Any] | None:
         try:
@@ -207,6 +218,14 @@ class EnhancementStudy:
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """For every seed the parts that are scored: rows, and what was recovered of them."""
         everything = np.arange(len(features))
+        if self.protocol == "learner":
+            return [
+                [
+                    (part, self._learnt(column, features, labels, part, seed))
+                    for part in np.array_split(_order(seed, len(features)), 5)
+                ]
+                for seed in self._seeds(column)
+            ]
         if column.kind == "reference":
             return [[(everything, column.build(features, labels))]]  # type: ignore[call-arg, list-item]
         enhancer: Enhancer = column.build()  # type: ignore[call-arg, assignment]
@@ -214,13 +233,33 @@ class EnhancementStudy:
         if self.protocol == "transductive":
             found = enhancer.fit_many(features, labels, [everything] * len(seeds), seeds)
             return [[(everything, one)] for one in found]
-        orders = [np.random.default_rng(seed).permutation(len(features)) for seed in seeds]
+        orders = [_order(seed, len(features)) for seed in seeds]
         held = [part for order in orders for part in np.array_split(order, 10)]
         rows = [np.sort(np.setdiff1d(everything, part)) for part in held]
         fit_seeds = [seed for seed in seeds for _ in range(10)]
         found = enhancer.fit_many(features, labels, rows, fit_seeds)
         parts = [(part, one[part]) for part, one in zip(held, found, strict=True)]
         return [parts[10 * i : 10 * (i + 1)] for i in range(len(seeds))]
+
+    def _learnt(
+        self,
+        column: Recovery,
+        features: np.ndarray,
+        labels: np.ndarray,
+        held: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
+        """What a learner says of the rows `held`, from what was recovered of all others."""
+        rows = np.setdiff1d(np.arange(len(features)), held)
+        x, y = features[rows], labels[rows]
+        if column.kind == "reference":
+            recovered = column.build(x, y)  # type: ignore[call-arg]
+        else:
+            enhancer: Enhancer = column.build()  # type: ignore[call-arg, assignment]
+            recovered = enhancer.fit_many(x, y, [np.arange(len(x))], [seed])[0]
+        assert self.learner is not None
+        scaled = standardize(features, rows)
+        return self.learner().fit(scaled[rows], recovered).predict(scaled[held])
 
     # What is written.
 
@@ -262,12 +301,14 @@ class EnhancementStudy:
         columns = [one for one in self.columns if any(one is column for _, column in cells)]
         table = next(iter(files))
         seeds = ", ".join(map(str, self.seeds))
-        spread = (
-            f"Fitted to all rows and scored on them; seeds {seeds} where anything depends on them"
-            if self.protocol == "transductive"
-            else "Ten times ten-fold cross-validation: ± is over the ten orders; n/a, where an "
-            "enhancer recovers only rows that it is fitted to"
-        )
+        spread = {
+            "transductive": "Fitted to all rows and scored on them; seeds "
+            f"{seeds} where anything depends on them",
+            "cv10x10": "Ten times ten-fold cross-validation: ± is over the ten orders; n/a, where "
+            "an enhancer recovers only rows that it is fitted to",
+            "learner": f"Five-fold cross-validation in the order of seeds {seeds}: the learner "
+            "sees what was recovered of four folds and predicts the fifth from its features",
+        }[self.protocol]
         parts = [
             f"## {self.title}\n",
             self.text.strip() + "\n",
@@ -457,6 +498,15 @@ def _rank_rows(
     return np.stack(
         [average_ranks(row[None], higher_is_better=measure in LARGER_IS_BETTER) for row in values]
     )
+
+
+def _parameters(made: Any) -> str:
+    parameters = ", ".join(f"{k}={v!r}" for k, v in sorted(made.get_params().items()))
+    return f"{type(made).__name__}({parameters})"
+
+
+def _order(seed: int, rows: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(rows)
 
 
 def _measure(recovered: np.ndarray, true: np.ndarray, name: str) -> float:
