@@ -15,7 +15,7 @@ from scipy import linalg, optimize, sparse
 from scipy.sparse.linalg import LinearOperator, cg
 
 from jaxmlcl.enhancement._base import Enhancer, require
-from jaxmlcl.enhancement._graph import gaussian, mean_distance
+from jaxmlcl.enhancement._graph import blocks, gaussian, mean_distance
 
 # G applied to a matrix [n, L].
 Penalty = Callable[[np.ndarray], np.ndarray]
@@ -25,6 +25,8 @@ ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
 ALL, LANDMARKS = 10_000, 1000
 # Below so many unknowns the published optimiser is BFGS, with a dense matrix.
 _DENSE = 3000
+# So many times more rows than columns make a difference.
+_FEW = 4
 
 
 class KernelEnhancer(Enhancer):
@@ -137,9 +139,12 @@ def descend(
     memory above.
     """
     shape = (columns.shape[1], labels.shape[1])
+    # With few columns the products that do not depend on W are made once.
+    form = _gathered if _FEW * shape[0] < len(columns) else _directly
+    valued = form(columns, labels, penalty, lam)
 
     def at(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = objective(flat.reshape(shape), columns, labels, penalty, lam)
+        value, gradient = valued(flat.reshape(shape))
         return value, gradient.ravel()
 
     start = np.random.default_rng(seed).random(shape).ravel()
@@ -148,6 +153,35 @@ def descend(
     else:
         found = _lbfgs(at, start, max_iterations, tolerance, memory)
     return columns @ found.reshape(shape)
+
+
+def _directly(
+    columns: np.ndarray, labels: np.ndarray, penalty: Penalty, lam: float
+) -> ValueAndGradient:
+    return lambda weights: objective(weights, columns, labels, penalty, lam)
+
+
+def _gathered(
+    columns: np.ndarray, labels: np.ndarray, penalty: Penalty, lam: float
+) -> ValueAndGradient:
+    """The objective tr(W^T H W) - 2 tr(W^T F^T L) + |L|^2, H = F^T (F + lam G F) [m + 1, m + 1].
+
+    Its cost does not grow with the rows. What cancels in it is some 1e-10 of the value.
+    """
+    matrix = np.empty((columns.shape[1],) * 2)
+    for part in blocks(columns.shape[1], len(columns)):
+        some = np.ascontiguousarray(columns[:, part])
+        matrix[:, part] = columns.T @ (some + lam * penalty(some))
+    matrix = (matrix + matrix.T) / 2
+    right = columns.T @ labels
+    squares = float(np.vdot(labels, labels))
+
+    def at(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        turned = matrix @ weights
+        value = float(np.vdot(weights, turned - 2 * right)) + squares
+        return value, 2 * (turned - right)
+
+    return at
 
 
 def _lbfgs(

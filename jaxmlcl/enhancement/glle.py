@@ -21,10 +21,12 @@ class GLLE(KernelEnhancer):
     of the rows i, j is among the nearest of the other, else 0.
 
     The published results are those of an optimiser that stops long before it converges: after 300
-    iterations they still move with the seed. `max_iterations=None` gives the minimum itself, which
-    no seed moves: softmax(L) smoothed by the graph, Z = (I + lam G)^-1 L where all rows differ,
-    since kernel regression with a column for every row can take any values. As published, the
-    optimiser is BFGS below 3000 unknowns, which comes nearer to it, and L-BFGS above.
+    iterations they still move with the seed, and as much with rounding, which every step makes
+    larger; so another machine is like another seed. `max_iterations=None` gives the minimum
+    itself, which nothing moves: softmax(L) smoothed by the graph, Z = (I + lam G)^-1 L where all
+    rows differ, since kernel regression with a column for every row can take any values. As
+    published, the optimiser is BFGS below 3000 unknowns, which comes nearer to it, and L-BFGS
+    above.
 
     The kernel has a column for each of up to 10 000 rows; of more rows, only 1000 drawn at random
     have one (`landmarks`), so that memory grows with the rows and not with their square.

@@ -146,6 +146,30 @@ def test_minimum_with_landmarks_is_the_least_squares_one(monkeypatch: pytest.Mon
     np.testing.assert_array_equal(unasked.fit_transform(x, y), asked.fit_transform(x, y))
 
 
+def test_products_made_once_are_the_same_objective() -> None:
+    x, y = made(60)
+    columns, graph = plain(x)
+    columns = columns[:, -8:]
+    weights = np.random.default_rng(1).random((8, 3))
+    value, gradient = objective(weights, columns, y, lambda z: graph @ z, 0.3)
+    found = _kernel._gathered(columns, y, lambda z: graph @ z, 0.3)(weights)
+    assert found[0] == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(found[1], gradient, rtol=1e-10)
+
+
+@pytest.mark.parametrize("unknowns", [0, 3000])
+def test_few_columns_take_the_same_first_steps(
+    monkeypatch: pytest.MonkeyPatch, unknowns: int
+) -> None:
+    monkeypatch.setattr(_kernel, "_DENSE", unknowns)
+    x, y = made(60)
+    # Later ones differ: each step makes differences of rounding some forty times as large.
+    asked = GLLE(landmarks=8, max_iterations=5)
+    found = asked.fit_transform(x, y)
+    monkeypatch.setattr(_kernel, "_FEW", 1000)
+    np.testing.assert_allclose(found, asked.fit_transform(x, y), atol=1e-6)
+
+
 def test_landmarks_for_all_rows_change_nothing() -> None:
     x, y = made()
     np.testing.assert_array_equal(
