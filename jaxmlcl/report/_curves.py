@@ -60,8 +60,15 @@ def curves_plot(panels: Sequence[Panel]) -> bytes:
                 _COLOURS * len(panel.lines), panel.lines.items(), strict=False
             ):
                 many = np.atleast_2d(np.asarray(values, np.float64))
-                style = {"marker": "o", "markersize": 3.0} if panel.logarithmic else {}
-                axes.plot(panel.x, many.mean(0), color=colour, linewidth=1.4, label=name, **style)
+                axes.plot(
+                    panel.x,
+                    many.mean(0),
+                    color=colour,
+                    linewidth=1.4,
+                    label=name,
+                    marker="o" if panel.logarithmic else None,
+                    markersize=3.0,
+                )
                 if len(many) > 1:
                     axes.fill_between(
                         panel.x, many.min(0), many.max(0), color=colour, alpha=0.18, linewidth=0
@@ -73,16 +80,13 @@ def curves_plot(panels: Sequence[Panel]) -> bytes:
             axes.grid(axis="y")
             axes.set_title(clean(panel.title), fontsize=9, loc="left")
             axes.set_xlabel(clean(panel.x_label), fontsize=8)
-            if len(panel.lines) > 1:
-                axes.legend(frameon=False, fontsize=7.5)
             for text in [axes.title, axes.xaxis.label, *axes.get_xticklabels()]:
                 text.set_color("#333333")
             axes.tick_params(colors="#666666", labelcolor="#333333")
             axes.spines["bottom"].set_color("#999999")
             axes.grid(color="#dddddd")
-            if axes.get_legend() is not None:
-                for text in axes.get_legend().get_texts():
-                    text.set_color("#333333")
+            if len(panel.lines) > 1:
+                axes.legend(frameon=False, fontsize=7.5, labelcolor="#333333")
         figure.set_facecolor("white")
         figure.tight_layout()
         figure.set_dpi(2 * figure.get_dpi())

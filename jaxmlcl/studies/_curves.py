@@ -15,13 +15,24 @@ from typing import Any
 import numpy as np
 
 from jaxmlcl.enhancement import ConLE
-from jaxmlcl.errors import DataError
+from jaxmlcl.errors import ConfigError, DataError, UserError
 from jaxmlcl.evaluation import distribution_measures
 from jaxmlcl.io import write_atomic
 from jaxmlcl.report import Panel, curves_plot
-from jaxmlcl.studies._enhancement import EVERY, MEASURES, DistributionSet, Report, opened_set
+from jaxmlcl.studies._enhancement import (
+    EVERY,
+    MEASURES,
+    DistributionSet,
+    Report,
+    checksum_of,
+    opened_set,
+    why_empty,
+)
 from jaxmlcl.studies._files import study_name
 from jaxmlcl.studies._sections import figure, replace_section
+
+# What fits of one program can differ in, beside rows and seeds.
+OVERRIDES = ("lambda_1", "lambda_2", "temperature", "margin", "learning_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,24 +47,24 @@ class _OneSet(abc.ABC):
 
     def plan(self, only: Sequence[str]) -> dict[str, str]:
         """One cell, the set."""
-        del only
+        self._check(only)
         return {self.data.name: f"{len(self.seeds)} seeds, one program"}
 
     def finished(self, folder: Path, only: Sequence[str]) -> bool:
         """Whether there are figures."""
-        del only
+        self._check(only)
         return self._read(folder) is not None
 
     def run(self, folder: Path, only: Sequence[str], report: Report) -> None:
         """Run it, unless it is finished or the set is not at hand."""
-        del only
+        self._check(only)
         try:
-            rows, checksum = opened_set(self.data)
+            checksum = checksum_of(self.data)
+            if (self._read(folder) or {}).get("data") == checksum:
+                return
+            rows = opened_set(self.data)
         except DataError as error:
             report(f"{self.data.name}: left out: {error}")
-            return
-        stored = self._read(folder)
-        if stored is not None and stored["data"] == checksum:
             return
         started = time.perf_counter()
         record = {"what": self._describe(), "data": checksum, **self._measure(*rows)}
@@ -63,14 +74,14 @@ class _OneSet(abc.ABC):
 
     def write(self, name: str, folder: Path, document: Path, only: Sequence[str]) -> list[Path]:
         """The study's part of the document, and CSV and picture beside it."""
-        del only
+        self._check(only)
         asked, name = name, study_name(name)
         record = self._read(folder)
         place = document.parent / document.stem
         table, picture = place / f"{name}.csv", place / f"{name}.png"
         head = f"## {self.title}\n\n{self.text.strip()}\n\nMade by `jaxmlcl reproduce {asked}`"
         if record is None:
-            replace_section(document, name, f"{head}: {self.data.name}, data not at hand.\n")
+            replace_section(document, name, f"{head}: {self.data.name}, {why_empty(self.data)}.\n")
             return [document]
         write_atomic(table, self._csv(record))
         write_atomic(picture, curves_plot(self._panels(record)))
@@ -83,6 +94,14 @@ class _OneSet(abc.ABC):
         )
         replace_section(document, name, text)
         return [document, table, picture]
+
+    def _check(self, only: Sequence[str]) -> None:
+        for pattern in only:
+            if pattern not in ("*", self.data.name):
+                raise UserError(
+                    f"reproduce: nothing is called {pattern} in this study; it is of one set, "
+                    f"{self.data.name}"
+                )
 
     def _describe(self) -> str:
         parameters = ", ".join(f"{k}={v!r}" for k, v in sorted(self.enhancer.get_params().items()))
@@ -125,6 +144,16 @@ class SensitivityStudy(_OneSet):
 
     weights: tuple[str, ...] = ("lambda_1", "lambda_2")
     values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.weights or not self.values or not self.seeds:
+            raise ConfigError("study: needs weights, values and seeds")
+        for weight in self.weights:
+            if weight not in OVERRIDES:
+                raise ConfigError(
+                    f'study: weight "{weight}" is none of {", ".join(OVERRIDES)}, which fits of '
+                    "one program can differ in"
+                )
 
     def _extra(self) -> str:
         return f"{self.weights} {self.values}"
@@ -186,6 +215,13 @@ class ConvergenceStudy(_OneSet):
     """Objective, labels' mass and measures after every epoch, far beyond where training stops."""
 
     every: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not 1 <= self.every <= self.enhancer.epochs:
+            raise ConfigError(
+                f"study: needs seeds, and every ({self.every}) from 1 to the epochs "
+                f"({self.enhancer.epochs})"
+            )
 
     def _extra(self) -> str:
         return f"{self.every}"

@@ -103,8 +103,11 @@ class EnhancementStudy:
             ("data set", [one.name for one in self.sets]),
             ("column", [one.name for one in self.columns]),
         ):
-            if len(set(names)) < len(names):
-                raise ConfigError(f"study names a {kind} twice: {', '.join(names)}")
+            # They are folders and files.
+            if len({_file_name(name) for name in names}) < len(names):
+                raise ConfigError(f"study: two names of a {kind} are too alike: {', '.join(names)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("study: needs seeds, each of them once")
 
     def plan(self, only: Sequence[str]) -> dict[str, str]:
         """SET/COLUMN of every cell, with what it will do."""
@@ -122,27 +125,31 @@ class EnhancementStudy:
 
     def run(self, folder: Path, only: Sequence[str], report: Report) -> None:
         """Run the cells that are not finished; sets whose files are absent are passed over."""
-        absent: set[str] = set()
-        for data, column in self._cells(only):
-            if data.name in absent:
-                continue
+        chosen = self._cells(only)
+        for data in dict.fromkeys(data for data, _ in chosen):
+            columns = [column for one, column in chosen if one is data]
             try:
-                rows, checksum = opened_set(data)
+                checksum = checksum_of(data)
+                waiting = [
+                    column
+                    for column in columns
+                    if (self._read(folder, data, column) or {}).get("data") != checksum
+                ]
+                if not waiting:
+                    continue
+                rows = opened_set(data)
             except DataError as error:
-                absent.add(data.name)
                 report(f"{data.name}: left out: {error}")
                 continue
-            stored = self._read(folder, data, column)
-            if stored is not None and stored["data"] == checksum:
-                continue
-            record = {**self._score(column, *rows), "data": checksum}
-            path = self._path(folder, data, column)
-            write_atomic(path, json.dumps(record, indent=1) + "\n")
-            told = record.get("not defined") or "  ".join(
-                f"{heading} {np.mean(record['values'][name]):.4f}"
-                for name, heading in MEASURES.items()
-            )
-            report(f"{data.name}/{column.name}: {told}  {record['seconds']:.1f} s")
+            for column in waiting:
+                record = {**self._score(column, *rows), "data": checksum}
+                path = self._path(folder, data, column)
+                write_atomic(path, json.dumps(record, indent=1) + "\n")
+                told = record.get("not defined") or "  ".join(
+                    f"{heading} {np.mean(record['values'][name]):.4f}"
+                    for name, heading in MEASURES.items()
+                )
+                report(f"{data.name}/{column.name}: {told}  {record['seconds']:.1f} s")
 
     def write(self, name: str, folder: Path, document: Path, only: Sequence[str]) -> list[Path]:
         """The study's part of the document, and CSV and pictures beside it."""
@@ -167,16 +174,16 @@ class EnhancementStudy:
         ]
 
     def _seeds(self, column: Recovery) -> tuple[int, ...]:
-        if self.protocol == "cv10x10":
-            return tuple(range(10))
         if self.protocol == "learner":
             return self.seeds
-        made = column.build if column.kind == "reference" else column.build()
-        return self.seeds if getattr(made, "seeded", False) else self.seeds[:1]
+        if column.kind == "reference":
+            return self.seeds[:1]
+        if self.protocol == "cv10x10":
+            return tuple(range(10))
+        return self.seeds if _built(column).seeded else self.seeds[:1]
 
     def _path(self, folder: Path, data: DistributionSet, column: Recovery) -> Path:
-        safe = "".join(c if c.isalnum() else "-" for c in column.name.lower())
-        return folder / data.name / f"{safe}.json"
+        return folder / data.name / f"{_file_name(column.name)}.json"
 
     def _describe(self, column: Recovery) -> str:
         protocol = f"{self.protocol} {list(self._seeds(column))}"
@@ -184,12 +191,13 @@ class EnhancementStudy:
             protocol += f" {_parameters(self.learner())}"
         if column.kind == "reference":
             return f"{column.name} {protocol}"
-        return f"{_parameters(column.build())} {protocol}"  # type: ignore[call-arg]
+        return f"{_parameters(_built(column))} {protocol}"
 
     def _read(self, folder: Path, data: DistributionSet, column: Recovery) -> dict[str, Any] | None:
         try:
             stored = json.loads(self._path(folder, data, column).read_text(encoding="utf-8"))
-            return stored if stored["what"] == self._describe(column) else None
+            whole = "not defined" in stored or set(EVERY) <= set(stored["values"])
+            return stored if whole and stored["what"] == self._describe(column) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -204,13 +212,12 @@ class EnhancementStudy:
             return {**record, "not defined": str(error), "seconds": 0.0}
         record["seconds"] = time.perf_counter() - started
         values = [
-            {
-                name: float(np.mean([_measure(found, true[rows], name) for rows, found in parts]))
-                for name in EVERY
-            }
-            for parts in runs
+            [distribution_measures(found, true[rows]) for rows, found in parts] for parts in runs
         ]
-        record["values"] = {name: [one[name] for one in values] for name in EVERY}
+        record["values"] = {
+            name: [float(np.mean([one[name] for one in parts])) for parts in values]
+            for name in EVERY
+        }
         return record
 
     def _recovered(
@@ -227,8 +234,8 @@ class EnhancementStudy:
                 for seed in self._seeds(column)
             ]
         if column.kind == "reference":
-            return [[(everything, column.build(features, labels))]]  # type: ignore[call-arg, list-item]
-        enhancer: Enhancer = column.build()  # type: ignore[call-arg, assignment]
+            return [[(everything, column.build(features, labels))]]  # type: ignore[call-arg]
+        enhancer = _built(column)
         seeds = self._seeds(column)
         if self.protocol == "transductive":
             found = enhancer.fit_many(features, labels, [everything] * len(seeds), seeds)
@@ -255,8 +262,7 @@ class EnhancementStudy:
         if column.kind == "reference":
             recovered = column.build(x, y)  # type: ignore[call-arg]
         else:
-            enhancer: Enhancer = column.build()  # type: ignore[call-arg, assignment]
-            recovered = enhancer.fit_many(x, y, [np.arange(len(x))], [seed])[0]
+            recovered = _built(column).fit_many(x, y, [np.arange(len(x))], [seed])[0]
         assert self.learner is not None
         scaled = standardize(features, rows)
         return self.learner().fit(scaled[rows], recovered).predict(scaled[held])
@@ -329,14 +335,17 @@ class EnhancementStudy:
         ]
         if wrong:
             parts.append("Printed figures that cannot be right (*): " + "; ".join(wrong) + ".\n")
-        complete = [
-            one
-            for one in sets
-            if all("values" in known.get((one.name, c.name), {}) for c in columns)
+        # A column that has figures on no set, by this protocol, is not waited for.
+        able = [
+            column
+            for column in columns
+            if any("values" in known.get((one.name, column.name), {}) for one in sets)
         ]
-        methods = [column for column in columns if column.kind == "method"]
-        if complete and len(methods) > 1:
-            parts += self._ranks(name, complete, columns, known, document, files)
+        complete = [
+            one for one in sets if all("values" in known.get((one.name, c.name), {}) for c in able)
+        ]
+        if complete and sum(column.kind == "method" for column in able) > 1:
+            parts += self._ranks(name, complete, able, known, document, files)
         seconds = {
             column.name: sum(
                 known[one.name, column.name]["seconds"]
@@ -377,8 +386,9 @@ class EnhancementStudy:
                     star = "*" if (measure, data.name, column.name) in wrong else ""
                     text += f" ({figure([printed])}{star})"
                 shown.append(text)
-            at_hand = any((data.name, column.name) in known for column in columns)
-            title = data.name if at_hand else f"{data.name}, data not at hand"
+            title = data.name
+            if not any((data.name, column.name) in known for column in columns):
+                title += f", {why_empty(data)}"
             lines.append(f"| {title} | " + " | ".join(shown) + " |")
         return "\n".join(lines) + "\n"
 
@@ -464,7 +474,8 @@ class EnhancementStudy:
         known: Mapping[tuple[str, str], dict[str, Any]],
     ) -> str:
         best = [references[i] for i in _mean_ranks(sets, references, known).argmin(1)]
-        won, lost = [], []
+        won: list[str] = []
+        lost: list[str] = []
         for data, name in zip(sets, best, strict=True):
             ours, other = _mean_ranks([data], [self.ours, name], known)[0]
             (won if ours < other else lost).append(f"{data.name} ({name})")
@@ -491,13 +502,14 @@ def _rank_rows(
     known: Mapping[tuple[str, str], dict[str, Any]],
     measure: str,
 ) -> np.ndarray:
-    """[sets, names]: ranks by the mean over seeds."""
+    """[sets, names]: ranks by the mean over seeds. A KL that is infinite in every row is last."""
+    larger = measure in LARGER_IS_BETTER
     values = np.array(
         [[np.mean(known[data.name, name]["values"][measure]) for name in names] for data in sets]
     )
-    return np.stack(
-        [average_ranks(row[None], higher_is_better=measure in LARGER_IS_BETTER) for row in values]
-    )
+    most = np.finfo(np.float64).max
+    values = np.nan_to_num(values, nan=-most if larger else most)
+    return np.stack([average_ranks(row[None], higher_is_better=larger) for row in values])
 
 
 def _parameters(made: Any) -> str:
@@ -509,22 +521,45 @@ def _order(seed: int, rows: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(rows)
 
 
-def _measure(recovered: np.ndarray, true: np.ndarray, name: str) -> float:
-    value = distribution_measures(recovered, true)[name]
-    return float(value)  # type: ignore[arg-type]
+def _built(column: Recovery) -> Enhancer:
+    return column.build()  # type: ignore[call-arg, return-value]
 
 
-def opened_set(
-    data: DistributionSet,
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], str]:
-    """Features, labels by the cumulative rule and true distributions; the file's SHA-256."""
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
+def why_empty(data: DistributionSet) -> str:
+    """What is said of a set without figures."""
+    try:
+        find_file(data.source, search_places(None))
+    except DataError:
+        return "data not at hand"
+    return "not run"
+
+
+def checksum_of(data: DistributionSet) -> str:
+    """The SHA-256 of the set's file.
+
+    Raises:
+      DataError: it is not there.
+    """
+    path = find_file(data.source, search_places(None))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def opened_set(data: DistributionSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, labels by the cumulative rule, and true distributions.
+
+    Raises:
+      DataError: the file is not there, is damaged, or has no distributions.
+    """
     path = find_file(data.source, search_places(None))
     opened = open_distributions(path)
     if opened.distributions is None:
         raise DataError(f"{path}: has no label distributions to compare with")
     labels = logical_labels(opened.distributions).astype(np.float64)
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return (np.asarray(opened.features), labels, np.asarray(opened.distributions)), checksum
+    return np.asarray(opened.features), labels, np.asarray(opened.distributions)
 
 
 def _matches(data: DistributionSet, column: Recovery, pattern: str) -> bool:

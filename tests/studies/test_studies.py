@@ -491,7 +491,7 @@ def test_the_studies_of_the_project_load():
     folder = Path(__file__).parents[2] / "configs" / "studies"
     for path in folder.glob("*.py"):
         study = load_study(path)
-        for table in study.tables:
+        for table in study.tables if isinstance(study, Study) else ():
             for data in table.sets:
                 for method in table.methods:
                     for choice in method.trials:
