@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
-from jaxmlcl.enhancement._base import Enhancer, check_rows
+from jaxmlcl.enhancement._base import Enhancer, check_rows, softmax
 from jaxmlcl.enhancement._mass import expected_mass
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.losses import cross_view_contrastive, squared_distance, threshold_hinge
@@ -26,6 +26,8 @@ OPTIMIZERS = ("adam", "sgd")
 # Steps between two looks at the labels' mass, and rows that are looked at.
 _LOOK_EVERY = 5
 _LOOK_AT = 4096
+# How far between the target and 1 the mass is where training ends, if it is calibrated.
+_BEYOND = 0.5
 # Numbers that the hidden layers of all fits hold at once when every row is enhanced.
 _HELD = 1 << 26
 
@@ -53,9 +55,11 @@ class ConLE(Enhancer):
 
     Its minimum over d is l / |l|: trained to the end it gives the 0/1 labels back. On the way
     there, from equal degrees, the labels' mass, the mean of sum_j d_j l_j, grows from |l| / L to
-    1. `stop="mass"` ends training where it first reaches what the labels themselves say it is,
-    `expected_mass(labels)`; no distribution is asked. It presumes that a row's labels are those
-    that together describe more than half of it.
+    1. What it should be the labels themselves say: `expected_mass(labels)`, the target; no
+    distribution is asked. `stop="mass"` ends training half-way between the target and 1, and
+    `calibrate` flattens what is recovered to d^t / sum d^t, with the one t of all rows at which
+    the mass is the target. Without `calibrate` training ends at the target itself. It presumes that
+    a row's labels are those that together describe more than half of it.
 
     Args:
       variant: `full`; `h`, without the contrastive term; `l`, without the hinge.
@@ -63,7 +67,8 @@ class ConLE(Enhancer):
         trained and one softmax more at the end, which cannot leave the neighbourhood of uniform;
         `raw_then_softmax`, logits that are trained to equal the labels, and softmax at the end.
       stop: `mass`, or `epochs`: always `epochs` of them.
-      target_mass: the mass at which training ends; None: `expected_mass` of the labels.
+      calibrate: whether what is recovered is flattened to the target; it is never sharpened.
+      target_mass: the target; None: `expected_mass` of the labels.
       epochs: passes over the rows, at most.
       batch_size: rows in a step; None: all.
       optimizer: `adam`, or, as the paper says without its constants, `sgd` with `momentum`; with
@@ -102,6 +107,7 @@ class ConLE(Enhancer):
         *,
         output: Literal["softmax", "softmax_twice", "raw_then_softmax"] = "softmax",
         stop: Literal["mass", "epochs"] = "mass",
+        calibrate: bool = True,
         target_mass: float | None = None,
         epochs: int = 1000,
         batch_size: int | None = 256,
@@ -122,6 +128,7 @@ class ConLE(Enhancer):
         self.variant = variant
         self.output = output
         self.stop = stop
+        self.calibrate = calibrate
         self.target_mass = target_mass
         self.epochs = epochs
         self.batch_size = batch_size
@@ -140,13 +147,14 @@ class ConLE(Enhancer):
         self.random_state = random_state
 
     def fit(self, features: ArrayLike, labels: ArrayLike) -> ConLE:
-        """Fit; sets `distributions_` [n, L], `steps_` and, if it is asked, `target_mass_`."""
+        """Fit; sets `distributions_` [n, L], `steps_`, `target_mass_` and `flattening_`, t."""
         x, y = check_rows(features, labels)
         fits = self._fit_all(x, y, [np.arange(len(x))], self._seeds())
         self.n_features_in_, self.num_labels_ = x.shape[1], y.shape[1]
         self._fits = fits
         self.steps_ = int(fits.steps[0])
         self.target_mass_ = float(fits.targets[0])
+        self.flattening_ = float(fits.flattening[0])
         self.distributions_ = self._recover(fits, x, y)[0]
         return self
 
@@ -256,10 +264,11 @@ class ConLE(Enhancer):
         # Shorter fits are filled up with rows that do not count, so that one program serves all.
         padded = np.stack([np.resize(part, longest) for part in rows]).astype(np.int32)
         statistics = [_statistics(x[part]) for part in rows]
-        targets = [
-            expected_mass(y[part]) if self.target_mass is None else self.target_mass
-            for part in (rows if self.stop == "mass" else [])
-        ] or [np.inf] * k
+        of_labels = [_statistics(y[part]) for part in rows]
+        targets = np.full(k, self.target_mass or np.nan)
+        if self.target_mass is None and (self.stop == "mass" or self.calibrate):
+            targets[:] = [expected_mass(y[part]) for part in rows]
+        ends = targets + (_BEYOND * (1 - targets) if self.calibrate else 0)
         given = {
             name: np.broadcast_to(np.asarray(value, np.float32), k)
             for name, value in {
@@ -286,6 +295,7 @@ class ConLE(Enhancer):
             batch=batch,
             per_epoch=max(1, longest // batch),
             full=bool((sizes == longest).all()),
+            temperature=_if_same(given["temperature"]),
         )
         fits = _Fits(
             rows=jnp.asarray(padded),
@@ -293,11 +303,13 @@ class ConLE(Enhancer):
             seeds=jnp.asarray([int(seed) % 2**32 for seed in seeds], jnp.uint32),
             mean=jnp.asarray(np.stack([mean for mean, _ in statistics]), jnp.float32),
             scale=jnp.asarray(np.stack([scale for _, scale in statistics]), jnp.float32),
-            target=jnp.asarray(targets, jnp.float32),
+            label_mean=jnp.asarray(np.stack([mean for mean, _ in of_labels]), jnp.float32),
+            label_scale=jnp.asarray(np.stack([scale for _, scale in of_labels]), jnp.float32),
+            end=jnp.asarray(ends if self.stop == "mass" else np.full(k, np.inf), jnp.float32),
             numbers={name: jnp.asarray(value) for name, value in given.items()},
         )
         data = (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
-        return _Problem(data, fits, static)
+        return _Problem(data, fits, static, targets)
 
     def _fit_all(
         self,
@@ -311,7 +323,20 @@ class ConLE(Enhancer):
         parameters, steps = _train(
             problem.data, problem.fits, problem.static, self.epochs * problem.static.per_epoch
         )
-        return _Fitted(parameters, np.asarray(steps), np.asarray(problem.fits.target), problem)
+        fitted = _Fitted(
+            parameters, np.asarray(steps), problem.targets, np.ones(len(rows)), problem
+        )
+        if not self.calibrate:
+            return fitted
+        looked = [part[:: -(-len(part) // _LOOK_AT)] for part in rows]
+        asked = np.unique(np.concatenate(looked))
+        found = self._recover(fitted, x[asked], y[asked])
+        places = [np.searchsorted(asked, part) for part in looked]
+        flattening = [
+            _flattening(own[place], y[part], target)
+            for own, place, part, target in zip(found, places, looked, problem.targets, strict=True)
+        ]
+        return fitted._replace(flattening=np.array(flattening))
 
     def _recover(self, fits: _Fitted, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """[k, n, L] float64."""
@@ -323,15 +348,14 @@ class ConLE(Enhancer):
                     fits.parameters,
                     jnp.asarray(x[start : start + at_once], jnp.float32),
                     jnp.asarray(y[start : start + at_once], jnp.float32),
-                    of.mean,
-                    of.scale,
+                    of,
                     static,
                 ),
                 np.float64,
             )
             for start in range(0, len(x), at_once)
         ]
-        found = np.concatenate(parts, axis=1)
+        found = np.concatenate(parts, axis=1) ** fits.flattening[:, None, None]
         return found / found.sum(-1, keepdims=True)
 
 
@@ -352,6 +376,8 @@ class _Static(NamedTuple):
     per_epoch: int
     full: bool
     """Whether all fits have as many rows."""
+    temperature: float | None
+    """Of all fits; None where they differ. The contrast is faster where it knows the number."""
 
     @property
     def direction(self) -> optax.GradientTransformation:
@@ -373,7 +399,9 @@ class _Fits(NamedTuple):
     seeds: jax.Array
     mean: jax.Array
     scale: jax.Array
-    target: jax.Array
+    label_mean: jax.Array
+    label_scale: jax.Array
+    end: jax.Array
     numbers: dict[str, jax.Array]
 
 
@@ -381,13 +409,21 @@ class _Problem(NamedTuple):
     data: tuple[jax.Array, jax.Array]
     fits: _Fits
     static: _Static
+    targets: np.ndarray
+    """[k]: masses that the labels should have, NaN where none is asked for."""
 
 
 class _Fitted(NamedTuple):
     parameters: Any
     steps: np.ndarray
     targets: np.ndarray
+    flattening: np.ndarray
     problem: _Problem
+
+
+def _if_same(values: np.ndarray) -> float | None:
+    """The one value of all, or None."""
+    return float(values[0]) if (values == values[0]).all() else None
 
 
 def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -409,12 +445,13 @@ def _degrees(logits: jax.Array, output: str) -> tuple[jax.Array, jax.Array]:
 def _objective(
     parameters: Any,
     x: jax.Array,
+    seen: jax.Array,
     labels: jax.Array,
     numbers: dict[str, jax.Array],
     static: _Static,
     where: jax.Array | None,
 ) -> jax.Array:
-    z, q, logits = static.network.apply(parameters, x, labels)
+    z, q, logits = static.network.apply(parameters, x, seen)
     degrees, _ = _degrees(logits, static.output)
     total = numbers["lambda_1"] * squared_distance(
         degrees, labels, reduction=static.reduction, where=where
@@ -424,8 +461,13 @@ def _objective(
             degrees, labels, margin=numbers["margin"], form=static.form, where=where
         )
     if static.variant != "h":
+        temperature = static.temperature
         total += cross_view_contrastive(
-            z, q, temperature=numbers["temperature"], denominator=static.denominator, where=where
+            z,
+            q,
+            temperature=numbers["temperature"] if temperature is None else temperature,
+            denominator=static.denominator,
+            where=where,
         )
     return total
 
@@ -485,8 +527,9 @@ def _one_step(
     ) -> tuple[Any, Any]:
         rows = fit.rows[places]
         x = (data[0][rows] - fit.mean) * fit.scale
+        seen = (data[1][rows] - fit.label_mean) * fit.label_scale
         where = None if static.full else places < fit.sizes
-        slope = jax.grad(_objective)(parameters, x, data[1][rows], fit.numbers, static, where)
+        slope = jax.grad(_objective)(parameters, x, seen, data[1][rows], fit.numbers, static, where)
         change, momentum = static.direction.update(slope, momentum, parameters)
         rate = jnp.where(done, 0.0, fit.numbers["learning_rate"])
         return jax.tree.map(lambda p, c: p - rate * c, parameters, change), momentum
@@ -508,7 +551,8 @@ def _mass(
     rows = fit.rows[places]
     labels = data[1][rows]
     x = (data[0][rows] - fit.mean) * fit.scale
-    _, degrees = _degrees(static.network.apply(parameters, x, labels)[2], static.output)
+    seen = (labels - fit.label_mean) * fit.label_scale
+    _, degrees = _degrees(static.network.apply(parameters, x, seen)[2], static.output)
     # Rows without labels carry nothing and are not asked.
     counted = (places < fit.sizes) & (labels.sum(-1) > 0)
     return jnp.sum((degrees * labels).sum(-1) * counted) / jnp.maximum(counted.sum(), 1)
@@ -522,7 +566,7 @@ def _train(
 
     def look(carry: _Carry) -> jax.Array:
         masses = jax.vmap(lambda p, fit: _mass(p, data, fit, static))(carry.parameters, fits)
-        return carry.done | (masses >= fits.target)
+        return carry.done | (masses >= fits.end)
 
     def body(carry: _Carry) -> _Carry:
         carry = _one_step(carry, data, fits, static)
@@ -546,8 +590,9 @@ def _follow(
 
         def seen(parameters: Any, fit: _Fits) -> tuple[jax.Array, ...]:
             x = (data[0] - fit.mean) * fit.scale
-            value = _objective(parameters, x, data[1], fit.numbers, static, None)
-            _, degrees = _degrees(static.network.apply(parameters, x, data[1])[2], static.output)
+            labels = (data[1] - fit.label_mean) * fit.label_scale
+            value = _objective(parameters, x, labels, data[1], fit.numbers, static, None)
+            _, degrees = _degrees(static.network.apply(parameters, x, labels)[2], static.output)
             return value, _mass(parameters, data, fit, static), degrees
 
         return carry, jax.vmap(seen)(carry.parameters, fits)
@@ -559,16 +604,29 @@ def _follow(
 
 @functools.partial(jax.jit, static_argnames="static")
 def _recovered(
-    parameters: Any,
-    x: jax.Array,
-    labels: jax.Array,
-    mean: jax.Array,
-    scale: jax.Array,
-    static: _Static,
+    parameters: Any, x: jax.Array, labels: jax.Array, fits: _Fits, static: _Static
 ) -> jax.Array:
-    """[k, n, L]."""
+    """[k, n, L], not flattened."""
 
-    def one(p: Any, m: jax.Array, s: jax.Array) -> jax.Array:
-        return _degrees(static.network.apply(p, (x - m) * s, labels)[2], static.output)[1]
+    def one(parameters: Any, fit: _Fits) -> jax.Array:
+        seen = (labels - fit.label_mean) * fit.label_scale
+        logits = static.network.apply(parameters, (x - fit.mean) * fit.scale, seen)[2]
+        return _degrees(logits, static.output)[1]
 
-    return jax.vmap(one)(parameters, mean, scale)
+    return jax.vmap(one)(parameters, fits)
+
+
+def _flattening(degrees: np.ndarray, labels: np.ndarray, target: float) -> float:
+    """The t in [0, 1] at which the mean mass of the labels is the target, by bisection.
+
+    The mass of d^t / sum d^t falls with t where labels have larger degrees than others; with t = 0
+    all degrees are equal.
+    """
+    some = labels.sum(1) > 0
+    logs, labels = np.log(np.maximum(degrees[some], np.finfo(np.float64).tiny)), labels[some]
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        mass = (softmax(middle * logs) * labels).sum(1).mean() if len(logs) else 1.0
+        low, high = (middle, high) if mass < target else (low, middle)
+    return high
