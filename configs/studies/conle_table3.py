@@ -37,8 +37,9 @@ study = EnhancementStudy(
 0/1 labels are made from the true distributions by the rule of the data sets' authors (cumulative
 degree strictly above one half), and distributions are recovered from features and labels. No
 method sees a true distribution: ConLE stops by the rule of docs/label-enhancement.md, and sets are
-told apart by what was known of them when it was fixed; the other methods have their authors' constants. The references
-see the labels, R2 the features too. *GLLE, converged* is the same objective solved to the end.
+told apart by what was known of them when it was fixed; the other methods have their authors'
+constants. The references see the labels, R2 the features too. *GLLE, converged* is the same
+objective solved to the end.
 """,
     sets=SETS,
     columns=(
