@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, sparse
 
 from jaxmlcl.enhancement._base import Enhancer, normalized, require, require_one_of, softmax
 from jaxmlcl.enhancement._graph import affinity, squared_distances
@@ -93,11 +93,10 @@ class LP(Enhancer):
         if count is not None:
             graph = affinity(x, count, 1.0)
             if not self.zero_diagonal:
-                graph.setdiag(1.0)
+                graph = (graph + sparse.eye_array(len(x))).tocsr()
             scale = _inverse_root(graph.sum(1))[:, None]
-            step = lambda f: scale * (graph @ (scale * f))  # noqa: E731
-            exactly = self.solver == "closed"
-            return self._iterated(step, y, 1e-12 if exactly else 0.0)
+            tolerance = 1e-12 if self.solver == "closed" else 0.0
+            return self._iterated(lambda f: scale * (graph @ (scale * f)), y, tolerance)
         propagation = squared_distances(x, x)
         propagation *= -0.5
         np.exp(propagation, out=propagation)
