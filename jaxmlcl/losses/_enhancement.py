@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,7 @@ from ._common import (
     check_labels,
     check_number,
     check_shape,
+    concrete,
     divide,
     dot,
 )
@@ -29,6 +33,12 @@ SHORTEST = 1e-8
 # Pairs up to which all scores are held at once, three blocks [n, n] and their derivatives: faster
 # than the walk, which makes the products of the two views twice.
 _DENSE_PAIRS = 2**24
+# From this temperature on, sums of exp(h / t) and their squares fit float32 as they are, for all
+# that _DENSE_PAIRS lets through: no maximum is taken off first.
+_WARM = 1 / 32
+# From this temperature and number of rows on, a sample's similarity to itself is a small part of
+# its sum, and is subtracted afterwards: cheaper than a mask over all pairs.
+_HOT, _MANY = 0.4, 128
 
 
 def cross_view_contrastive(
@@ -63,7 +73,8 @@ def cross_view_contrastive(
     Args:
         z: [n, d], one view.
         q: [n, d], the other.
-        temperature: scale of the similarities, > 0.
+        temperature: scale of the similarities, > 0. Up to 4096 rows the loss is faster where this
+            is a number, not traced, of at least 1/32.
         denominator: `paper`, `with_pos` or `pyldl`.
         chunk_size: keys scored at a time; None: all at once up to 4096 rows, beyond that chosen
             from the shapes. The value does not depend on it beyond rounding.
@@ -102,7 +113,14 @@ def cross_view_contrastive(
         z, q = jnp.where(kept[:, None], z, 0), jnp.where(kept[:, None], q, 0)
     z, q = _unit(z.astype(accumulation_dtype(z, q))), _unit(q.astype(accumulation_dtype(z, q)))
     positive = (z * q).sum(-1) / temperature
-    logs = _log_sums_dense if chunk_size is None and rows**2 <= _DENSE_PAIRS else _log_sums_walked
+    known = concrete(temperature)
+    if chunk_size is not None or rows**2 > _DENSE_PAIRS:
+        logs = _log_sums_walked
+    elif known is not None and known >= _WARM:
+        many = where is None and rows >= _MANY and bool(known >= _HOT)
+        logs = functools.partial(_log_sums_warm, masked=not many)
+    else:
+        logs = _log_sums_dense
     of_z, of_q = logs(z, q, kept, temperature, denominator == "with_pos", chunk_size)
     if denominator == "pyldl":
         of_z, of_q = jnp.logaddexp(of_z, 0), jnp.logaddexp(of_q, 0)
@@ -234,6 +252,85 @@ def _unit(x: jax.Array) -> jax.Array:
         jax.lax.stop_gradient(x) / SHORTEST,
         x * jax.lax.rsqrt(jnp.where(short, 1, squared)),
     )
+
+
+def _log_sums_warm(
+    z: jax.Array,
+    q: jax.Array,
+    kept: jax.Array,
+    temperature: ArrayLike,
+    with_positive: bool,
+    chunk_size: int | None,
+    *,
+    masked: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Logarithms of both denominators [n] for a temperature that needs no maximum.
+
+    Rows that are left out are zero; they and a row alone get any finite value.
+    """
+    del chunk_size
+    root = jnp.sqrt(jnp.asarray(temperature, z.dtype))
+    z, q = z / root, q / root
+    of_z, of_q = _sums(masked, with_positive, z, q, kept.astype(z.dtype))
+    if not masked:
+        of_z -= jnp.exp(jnp.square(z).sum(-1))
+        of_q -= jnp.exp(jnp.square(q).sum(-1))
+        if not with_positive:
+            pairs = jnp.exp((z * q).sum(-1))
+            of_z, of_q = of_z - pairs, of_q - pairs
+    # The logarithm of nothing would make the gradient NaN. NaN itself shall show.
+    of_z, of_q = (jnp.log(jnp.where(total <= 0, 1, total)) for total in (of_z, of_q))
+    return of_z, of_q
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _sums(
+    masked: bool, with_positive: bool, z: jax.Array, q: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """sum_s kept_s (exp(z_m . z_s) + exp(z_m . q_s)) [n], and with the views exchanged.
+
+    With `masked` without s = m, but for the positive exp(z_m . q_m) where it is wanted.
+
+    Rows that are not kept must be zero and stay so: the derivative relies on it. It is written so
+    that its transpose has one pass and one product for each block that is symmetric, from the
+    exponentials of the value: exp(z z^T) has the cotangent w_m + w_s, and no maximum or mask has
+    any.
+    """
+    return _summed(*_exponentials(masked, with_positive, z, q), kept)
+
+
+@_sums.defjvp
+def _sums_jvp(masked: bool, with_positive: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    (z, q, kept), (dz, dq, _) = primals, tangents
+    zz, qq, zq = _exponentials(masked, with_positive, z, q)
+    # exp(z z^T) is symmetric, so that the rows of E * (dz z^T) and its columns are both halves of
+    # the change.
+    of_z, of_q = zz * dot(dz, z.T), qq * dot(dq, q.T)
+    across = zq * (dot(dz, q.T) + dot(z, dq.T))
+    change = (
+        of_z.sum(1) + of_z.sum(0) + across.sum(1),
+        of_q.sum(1) + of_q.sum(0) + across.sum(0),
+    )
+    return _summed(zz, qq, zq, kept), change
+
+
+def _exponentials(
+    masked: bool, with_positive: bool, z: jax.Array, q: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """exp of z z^T, q q^T and z q^T, 0 on the diagonals that do not count."""
+
+    def block(a: jax.Array, b: jax.Array, masked: bool) -> jax.Array:
+        e = jnp.exp(dot(a, b.T))
+        return jnp.where(jnp.eye(len(a), dtype=bool), 0, e) if masked else e
+
+    return block(z, z, masked), block(q, q, masked), block(z, q, masked and not with_positive)
+
+
+def _summed(
+    zz: jax.Array, qq: jax.Array, zq: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sums by rows and by columns; as products they need no pass with a mask of kept rows."""
+    return dot(zz, kept) + dot(zq, kept), dot(qq, kept) + dot(kept, zq)
 
 
 def _log_sums_dense(

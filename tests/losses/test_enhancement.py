@@ -269,6 +269,86 @@ def test_derivatives(loss: Callable[..., jax.Array]) -> None:
     np.testing.assert_allclose(backward, slopes, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_forms_of_the_contrast_agree(denominator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temperature that is traced, one that is known, and sums without a mask: three forms."""
+
+    def everything(temperature: Any, where: Any) -> Any:
+        def total(views: jax.Array) -> jax.Array:
+            return losses.cross_view_contrastive(
+                *views, temperature=temperature, denominator=denominator, where=where
+            )
+
+        views, direction = jnp.asarray([Z, Q]), jnp.asarray([Q, Z])
+        slope = jax.grad(total)
+        return (
+            total(views),
+            slope(views),
+            jax.jvp(slope, (views,), (direction,))[1],
+            jax.grad(lambda x: (slope(x) * direction).sum())(views),
+        )
+
+    traced = jax.jit(everything, compiler_options=QUICK)
+    for temperature, where, many in ((0.5, WHERE, 128), (0.04, None, 128), (0.5, None, 1)):
+        monkeypatch.setattr("jaxmlcl.losses._enhancement._MANY", many)
+        known = functools.partial(everything, temperature, where)
+        expected = traced(temperature, np.ones(6, bool) if where is None else where)
+        found = jax.jit(known, compiler_options=QUICK)()
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+    assert "bool[6,6]" not in str(jax.make_jaxpr(known)())
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_contrast_at_the_borders_of_its_forms(denominator: str) -> None:
+    """Views that point apart and together, where the sums are smallest and largest, in float32."""
+    signs = np.where(np.arange(128) % 2, 1.0, -1.0)
+    apart, together = signs[:2, None] * np.eye(3)[:1], np.ones((128, 3))
+    for temperature, z, q in (
+        (1 / 32, apart, apart),
+        (1 / 32, together, together),
+        (0.4, together, together),
+        (0.4, signs[:, None] * together, -together),
+    ):
+        run = jax.jit(
+            jax.value_and_grad(
+                functools.partial(
+                    losses.cross_view_contrastive, temperature=temperature, denominator=denominator
+                ),
+                argnums=(0, 1),
+            ),
+            compiler_options=QUICK,
+        )
+        value, grads = run(jnp.asarray(z, jnp.float32), jnp.asarray(q, jnp.float32))
+        z, q = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, q))
+        others, expected = ~np.eye(len(z), dtype=bool), 0.0
+        for own, other in ((z, q), (q, z)):
+            positive = (own * other).sum(1) / temperature
+            terms = np.exp(own @ own.T / temperature) + np.exp(own @ other.T / temperature)
+            added = {"paper": 0, "with_pos": np.exp(positive), "pyldl": 1}[denominator]
+            expected += np.mean(np.log((terms * others).sum(1) + added) - positive)
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-5)
+        assert all(np.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_a_row_left_alone_has_no_gradient(denominator: str) -> None:
+    """Also where the temperature is known."""
+    value, grad = jax.jit(
+        jax.value_and_grad(
+            lambda z: losses.cross_view_contrastive(
+                z, Q, denominator=denominator, where=np.arange(6) == 2
+            )
+        ),
+        compiler_options=QUICK,
+    )(Z)
+    assert value == 0
+    assert not grad.any()
+
+
 def test_nothing_kept_is_zero_and_nan_shows(loss: Callable[..., jax.Array]) -> None:
     run = jax.jit(jax.value_and_grad(lambda x, where: loss(x, where=where)), compiler_options=QUICK)
     value, grad = run(jnp.asarray(Z), np.zeros(6, bool))
