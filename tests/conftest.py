@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -38,3 +39,26 @@ def shared_data() -> Path:
         if place and Path(place).is_dir():
             return Path(place)
     pytest.skip("real data not at hand: set JAXMLCL_DATA to the folder that holds vectors/")
+
+
+# `jax.jit` that does not optimise: for programs that take longer to compile than to run.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+)
+
+
+@pytest.fixture(scope="module")
+def conle_compiled_quickly() -> Iterator[None]:
+    """ConLE's programs, compiled without optimisation: in tests compiling takes the time."""
+    from jaxmlcl.enhancement import conle
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, static in (
+            ("_train", ("static",)),
+            ("_follow", ("static", "looks", "every")),
+            ("_recovered", ("static",)),
+        ):
+            plain = getattr(conle, name).__wrapped__
+            patch.setattr(conle, name, quick_jit(plain, static_argnames=static))
+        yield
