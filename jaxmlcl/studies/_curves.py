@@ -212,7 +212,11 @@ class SensitivityStudy(_OneSet):
 
 @dataclasses.dataclass(frozen=True)
 class ConvergenceStudy(_OneSet):
-    """Objective, labels' mass and measures after every epoch, far beyond where training stops."""
+    """Objective, labels' mass and measures after every epoch, far beyond where training stops.
+
+    Curves are of distributions as they are trained; what is recovered is flattened besides, and
+    stands in a row of its own.
+    """
 
     every: int = 1
 
@@ -224,15 +228,21 @@ class ConvergenceStudy(_OneSet):
             )
 
     def _extra(self) -> str:
-        return f"{self.every}"
+        return f"{self.every}, recovered"
 
     def _measure(
         self, features: np.ndarray, labels: np.ndarray, true: np.ndarray
     ) -> dict[str, Any]:
         rows = [np.arange(len(features))] * len(self.seeds)
         stopped = self.enhancer.fit_steps(features, labels, rows, self.seeds)
+        found = self.enhancer.fit_many(features, labels, rows, self.seeds)
+        recovered = [distribution_measures(one, true) for one in found]
         record: dict[str, Any] = {
             "stopped": stopped.tolist(),
+            "recovered": {
+                "mass": [float((one * labels).sum(1).mean()) for one in found],
+                **{name: [float(one[name]) for one in recovered] for name in EVERY},
+            },
             "objective": [],
             "mass": [],
             **{name: [] for name in EVERY},
@@ -258,6 +268,8 @@ class ConvergenceStudy(_OneSet):
         for k, seed in enumerate(self.seeds):
             for j, step in enumerate(record["steps"]):
                 writer.writerow([seed, step, *(f"{record[name][k][j]:.8g}" for name in names)])
+            found = [f"{record['recovered'][name][k]:.8g}" for name in names[1:]]
+            writer.writerow([seed, "recovered", "", *found])
         return buffer.getvalue()
 
     def _panels(self, record: dict[str, Any]) -> list[Panel]:
@@ -287,6 +299,11 @@ class ConvergenceStudy(_OneSet):
             cells += [figure([run[place] for run in record["mass"]])]
             cells += [figure([run[place] for run in record[name]]) for name in MEASURES]
             lines.append(f"| {title} | {steps[place]} | " + " | ".join(cells) + " |")
+        if self.enhancer.calibrate:
+            told = [figure(record["recovered"][name]) for name in ("mass", *MEASURES)]
+            lines.insert(
+                3, "| there, flattened: what is recovered | | | " + " | ".join(told) + " |"
+            )
         stops = ", ".join(map(str, record["stopped"]))
         note = f"\n\nThe rule stopped the {len(self.seeds)} seeds after {stops} steps."
         return "\n".join(lines) + note

@@ -563,6 +563,8 @@ class Quick(ConLE):
         overrides: Any = None,
     ) -> np.ndarray:
         self.calls.append((list(seeds), overrides))
+        if overrides is None:
+            return np.stack([towards(labels, 0.3 + seed) for seed in seeds])
         shares = [
             (1 + seed) * one / (1 + two)
             for seed, one, two in zip(
@@ -660,7 +662,7 @@ def test_curves_of_training(place: Path) -> None:
     study, folder = convergence(), place / "kept"
     ran(study, folder)
     # All fits stop in one program; then each is followed.
-    assert Quick.calls == [[0, 1], ([0], 2), ([1], 2)]
+    assert Quick.calls == [[0, 1], ([0, 1], None), ([0], 2), ([1], 2)]
     files = write(study, "epochs", folder, place / "r.md")
     assert files[2].read_bytes().startswith(PNG)
     text = files[0].read_text()
@@ -671,15 +673,27 @@ def test_curves_of_training(place: Path) -> None:
         np.mean([measured(towards(labels, 0.1 * t + s), degrees, "canberra") for s in (0, 1)])
         for t in (4, 8, 12, 16)
     ]
-    assert [row[1] for row in rows[2:]] == ["4", f"{4 * (1 + np.argmin(canberra))}", "16"]
+    assert [row[1] for row in rows[2:]] == ["4", "", f"{4 * (1 + np.argmin(canberra))}", "16"]
     assert rows[2][2] == figure([5 - 0.4, 6 - 0.4])
     degrees_there = [towards(labels, 0.4 + seed) for seed in (0, 1)]
     assert rows[2][3] == figure([(one * labels).sum(1).mean() for one in degrees_there])
     assert rows[2][7] == figure([measured(one, degrees, "canberra") for one in degrees_there])
+    # What is recovered is flattened besides.
+    assert rows[3][0] == "there, flattened: what is recovered"
+    recovered = [towards(labels, 0.3 + seed) for seed in (0, 1)]
+    assert rows[3][3] == figure([(one * labels).sum(1).mean() for one in recovered])
+    assert rows[3][4] == figure([measured(one, degrees, "kl_recovered_true") for one in recovered])
     with files[1].open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["step"] for line in lines] == ["4", "8", "12", "16"] * 2
-    assert float(lines[-1]["objective"]) == pytest.approx(6 - 1.6)
+    assert [line["step"] for line in lines] == ["4", "8", "12", "16", "recovered"] * 2
+    assert float(lines[-2]["objective"]) == pytest.approx(6 - 1.6)
+    clark = measured(recovered[1], degrees, "clark")
+    assert float(lines[-1]["clark"]) == pytest.approx(clark, rel=1e-6)
+    # Without flattening there is no such row.
+    plain = convergence(enhancer=Quick(epochs=8, calibrate=False))
+    ran(plain, folder)
+    write(plain, "epochs", folder, place / "plain.md")
+    assert len(table_of((place / "plain.md").read_text())) == 5
 
 
 @pytest.mark.parametrize("make", [sensitivity, convergence])
@@ -720,6 +734,7 @@ def test_curves_that_cannot_be_are_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("conle_compiled_quickly")
 def test_curves_of_conle(place: Path) -> None:
     write_set(place / "a.npz")
     tiny = ConLE(hidden=8, width=4, epochs=3, batch_size=16, learning_rate=0.01)
