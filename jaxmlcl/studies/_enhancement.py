@@ -65,6 +65,10 @@ class Recovery:
     kind: Literal["method", "beside", "reference"] = "method"
     """Methods are ranked; `beside` stands next to them (another form of one); references are what
     costs nothing."""
+    seeds: int | None = None
+    """The most seeds that it gets, where one fit takes long; None: as many as the study has."""
+    fewer: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """The same for single sets; 0: it is not run on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,7 @@ class EnhancementStudy:
     def plan(self, only: Sequence[str]) -> dict[str, str]:
         """SET/COLUMN of every cell, with what it will do."""
         return {
-            f"{data.name}/{column.name}": f"{len(self._seeds(column))} seeds, {self.protocol}"
+            f"{data.name}/{column.name}": f"{len(self._seeds(column, data))} seeds, {self.protocol}"
             for data, column in self._cells(only)
         }
 
@@ -142,7 +146,7 @@ class EnhancementStudy:
                 report(f"{data.name}: left out: {error}")
                 continue
             for column in waiting:
-                record = {**self._score(column, *rows), "data": checksum}
+                record = {**self._score(data, column, *rows), "data": checksum}
                 path = self._path(folder, data, column)
                 write_atomic(path, json.dumps(record, indent=1) + "\n")
                 told = record.get("not defined") or "  ".join(
@@ -163,7 +167,12 @@ class EnhancementStudy:
         return [document, *files]
 
     def _cells(self, only: Sequence[str]) -> list[tuple[DistributionSet, Recovery]]:
-        cells = [(data, column) for data in self.sets for column in self.columns]
+        cells = [
+            (data, column)
+            for data in self.sets
+            for column in self.columns
+            if column.fewer.get(data.name, 1) > 0
+        ]
         for pattern in only:
             if not any(_matches(data, column, pattern) for data, column in cells):
                 raise UserError(
@@ -173,20 +182,21 @@ class EnhancementStudy:
             cell for cell in cells if not only or any(_matches(*cell, pattern) for pattern in only)
         ]
 
-    def _seeds(self, column: Recovery) -> tuple[int, ...]:
+    def _seeds(self, column: Recovery, data: DistributionSet) -> tuple[int, ...]:
         if self.protocol == "learner":
             return self.seeds
         if column.kind == "reference":
             return self.seeds[:1]
         if self.protocol == "cv10x10":
             return tuple(range(10))
-        return self.seeds if _built(column).seeded else self.seeds[:1]
+        most = min(column.seeds or len(self.seeds), column.fewer.get(data.name, len(self.seeds)))
+        return self.seeds[:most] if _built(column).seeded else self.seeds[:1]
 
     def _path(self, folder: Path, data: DistributionSet, column: Recovery) -> Path:
         return folder / data.name / f"{_file_name(column.name)}.json"
 
-    def _describe(self, column: Recovery) -> str:
-        protocol = f"{self.protocol} {list(self._seeds(column))}"
+    def _describe(self, column: Recovery, data: DistributionSet) -> str:
+        protocol = f"{self.protocol} {list(self._seeds(column, data))}"
         if self.learner is not None:
             protocol += f" {_parameters(self.learner())}"
         if column.kind == "reference":
@@ -197,17 +207,22 @@ class EnhancementStudy:
         try:
             stored = json.loads(self._path(folder, data, column).read_text(encoding="utf-8"))
             whole = "not defined" in stored or set(EVERY) <= set(stored["values"])
-            return stored if whole and stored["what"] == self._describe(column) else None
+            return stored if whole and stored["what"] == self._describe(column, data) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _score(
-        self, column: Recovery, features: np.ndarray, labels: np.ndarray, true: np.ndarray
+        self,
+        data: DistributionSet,
+        column: Recovery,
+        features: np.ndarray,
+        labels: np.ndarray,
+        true: np.ndarray,
     ) -> dict[str, Any]:
         started = time.perf_counter()
-        record: dict[str, Any] = {"what": self._describe(column)}
+        record: dict[str, Any] = {"what": self._describe(column, data)}
         try:
-            runs = self._recovered(column, features, labels)
+            runs = self._recovered(column, self._seeds(column, data), features, labels)
         except UserError as error:
             return {**record, "not defined": str(error), "seconds": 0.0}
         record["seconds"] = time.perf_counter() - started
@@ -221,7 +236,7 @@ class EnhancementStudy:
         return record
 
     def _recovered(
-        self, column: Recovery, features: np.ndarray, labels: np.ndarray
+        self, column: Recovery, seeds: Sequence[int], features: np.ndarray, labels: np.ndarray
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """For every seed the parts that are scored: rows, and what was recovered of them."""
         everything = np.arange(len(features))
@@ -231,12 +246,11 @@ class EnhancementStudy:
                     (part, self._learnt(column, features, labels, part, seed))
                     for part in np.array_split(_order(seed, len(features)), 5)
                 ]
-                for seed in self._seeds(column)
+                for seed in seeds
             ]
         if column.kind == "reference":
             return [[(everything, column.build(features, labels))]]  # type: ignore[call-arg]
         enhancer = _built(column)
-        seeds = self._seeds(column)
         if self.protocol == "transductive":
             found = enhancer.fit_many(features, labels, [everything] * len(seeds), seeds)
             return [[(everything, one)] for one in found]
@@ -286,7 +300,7 @@ class EnhancementStudy:
             made = next(one for one in self.columns if one.name == column)
             spent, checksum = f"{record['seconds']:.3f}", record["data"]
             for measure, values in record.get("values", {}).items():
-                for seed, value in zip(self._seeds(made), values, strict=True):
+                for seed, value in zip(self._seeds(made, data), values, strict=True):
                     writer.writerow(
                         [name, data.group, column, seed, measure, f"{value:.8g}", spent, checksum]
                     )
