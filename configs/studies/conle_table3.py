@@ -46,8 +46,8 @@ told apart by what was known of them when it was fixed; the other methods have t
 constants. The references see the labels L, n of them in a row: uniform; L/n; softmax(L/n); R1 = .8
 uniform + .2 L/n; R2 = .8 uniform + .1 L/n + .1 of its mean over 20 neighbours, whose constants were
 guessed with the truth in view. *GLLE, converged* is GLLE's objective solved to the end. ConLE has
-ten seeds, FCM and GLLE five (GLLE on Movie one), LESC and LEVI one, and none on Movie, where they would
-take an hour or so: ranks are over the other sets.
+ten seeds, FCM and GLLE five (GLLE on Movie one), LESC and LEVI one, and none on Movie, where they
+would take an hour or so: ranks are over the other sets.
 """,
     sets=SETS,
     columns=(
