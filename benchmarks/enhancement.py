@@ -48,9 +48,8 @@ def main() -> int:
         print(INSTALL)
         return 0
     features, labels, true = data(options.set, options.root)
-    print(
-        f"{options.set}: {len(features)} rows, {features.shape[1]} features, {labels.shape[1]} labels"
-    )
+    (n, q), num_labels = features.shape, labels.shape[1]
+    print(f"{options.set}: {n} rows, {q} features, {num_labels} labels")
     equal_epochs(features, labels, options.epochs, options.repetitions)
     equal_measures(features, labels, true, options.peer_epochs)
     return 0

@@ -390,6 +390,13 @@ class _Static(NamedTuple):
     def network(self) -> ConLENetwork:
         return ConLENetwork(self.num_labels, self.hidden, self.width)
 
+    def outputs(
+        self, parameters: Any, x: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """z, q and logits of what the network sees."""
+        found: Any = self.network.apply(parameters, x, labels)
+        return found
+
 
 class _Fits(NamedTuple):
     """Arrays with one entry a fit."""
@@ -451,7 +458,7 @@ def _objective(
     static: _Static,
     where: jax.Array | None,
 ) -> jax.Array:
-    z, q, logits = static.network.apply(parameters, x, seen)
+    z, q, logits = static.outputs(parameters, x, seen)
     degrees, _ = _degrees(logits, static.output)
     total = numbers["lambda_1"] * squared_distance(
         degrees, labels, reduction=static.reduction, where=where
@@ -552,7 +559,7 @@ def _mass(
     labels = data[1][rows]
     x = (data[0][rows] - fit.mean) * fit.scale
     seen = (labels - fit.label_mean) * fit.label_scale
-    _, degrees = _degrees(static.network.apply(parameters, x, seen)[2], static.output)
+    _, degrees = _degrees(static.outputs(parameters, x, seen)[2], static.output)
     # Rows without labels carry nothing and are not asked.
     counted = (places < fit.sizes) & (labels.sum(-1) > 0)
     return jnp.sum((degrees * labels).sum(-1) * counted) / jnp.maximum(counted.sum(), 1)
@@ -592,7 +599,7 @@ def _follow(
             x = (data[0] - fit.mean) * fit.scale
             labels = (data[1] - fit.label_mean) * fit.label_scale
             value = _objective(parameters, x, labels, data[1], fit.numbers, static, None)
-            _, degrees = _degrees(static.network.apply(parameters, x, labels)[2], static.output)
+            _, degrees = _degrees(static.outputs(parameters, x, labels)[2], static.output)
             return value, _mass(parameters, data, fit, static), degrees
 
         return carry, jax.vmap(seen)(carry.parameters, fits)
@@ -610,7 +617,7 @@ def _recovered(
 
     def one(parameters: Any, fit: _Fits) -> jax.Array:
         seen = (labels - fit.label_mean) * fit.label_scale
-        logits = static.network.apply(parameters, (x - fit.mean) * fit.scale, seen)[2]
+        logits = static.outputs(parameters, (x - fit.mean) * fit.scale, seen)[2]
         return _degrees(logits, static.output)[1]
 
     return jax.vmap(one)(parameters, fits)
