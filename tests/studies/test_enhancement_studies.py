@@ -212,6 +212,35 @@ def test_a_plan_names_every_cell(place: Path) -> None:
     assert cells["b/KM"] == cells["a/uniform"] == "1 seeds, transductive"
 
 
+def test_what_takes_long_gets_fewer_seeds(place: Path) -> None:
+    for seed, name in enumerate("abc"):
+        write_set(place / f"{name}.npz", seed=seed)
+    columns = (
+        Recovery("Leaning", Leaning),
+        Recovery("Long", Leaning, seeds=2, fewer={"a": 1, "c": 0}),
+        Recovery("KM", KM, seeds=2),
+    )
+    study = study_of("a.npz", "b.npz", "c.npz", columns=columns, seeds=(0, 3, 4))
+    folder, document = place / "kept", place / "r.md"
+    assert [told[0] for told in plan(study, folder).values()] == list("31132131")
+    ran(study, folder)
+    _, table, _ = write(study, "tiny", folder, document)
+    text = document.read_text()
+    _, _, a, b, c = section(text, "KL")
+    assert "±" not in a[2]
+    assert "±" in b[2]
+    assert c[2] == "-"
+    with table.open() as file:
+        seeds = {
+            (line["set"], line["seed"]) for line in csv.DictReader(file) if line["column"] == "Long"
+        }
+    assert seeds == {("a", "0"), ("b", "0"), ("b", "3")}
+    # A set that a method was not run on is ranked by nobody.
+    assert "| all 2 sets | KL |" in text
+    with pytest.raises(UserError, match="nothing is called c/Long"):
+        ran(study, folder, ["c/Long"])
+
+
 # What is written.
 
 
