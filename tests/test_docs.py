@@ -138,6 +138,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 @pages()
+@pytest.mark.usefixtures("conle_compiled_quickly")
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for (language, body), following in itertools.pairwise([*blocks(page), ("", "")]):
@@ -268,3 +269,32 @@ def test_the_readme_trains_on_your_own_data(
     header, row = Path("scores.csv").read_text().splitlines()
     assert header == ",".join(["id", *map(str, names)])
     assert row.startswith("0,0.")
+
+
+@pytest.mark.slow
+def test_the_readme_enhances_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "README.md"
+    [(place, data)] = [(i, b) for i, (_, b) in enumerate(blocks(page)) if "photos.npz" in b][:1]
+    exec(compile(data, "README.md", "exec"), {"__name__": "example"})
+    (language, command), (_, shown) = blocks(page)[place + 1 : place + 3]
+    assert language == "sh"
+    program, *words = shlex.split(command)
+    assert program == "jaxmlcl"
+    assert cli.main(words) == 0
+    assert Path("enhanced.npz").exists()
+
+    def table(text: str) -> tuple[str, list[list[str]]]:
+        told, *lines = text.splitlines()
+        return re.sub(r"[\d.]+ s,", "", told), [re.split(r"  +", line) for line in lines]
+
+    told, rows = table(capsys.readouterr().out)
+    shown_told, shown_rows = table(shown)
+    assert told == shown_told
+    # What a network gives depends on the processor in the last digits; the rest does not.
+    assert rows[:1] + rows[2:] == shown_rows[:1] + shown_rows[2:]
+    assert rows[1][0] == shown_rows[1][0] == "ConLE"
+    figures = [[float(value) for value in row[1][1:]] for row in (rows, shown_rows)]
+    assert figures[0] == pytest.approx(figures[1], rel=0.05)
