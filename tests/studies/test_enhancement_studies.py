@@ -872,7 +872,7 @@ def test_the_studies_of_the_project() -> None:
         if isinstance(study, EnhancementStudy):
             sets = {one.name for one in study.sets}
             columns = {column.name for column in study.columns}
-            assert {"SJAFFE", "Yeast_cold"} <= sets
+            assert "SJAFFE" in sets
             assert study.ours in columns
             # Printed figures are of sets and columns, or the tables would lack them.
             for measure, by_set in study.published.items():
