@@ -50,7 +50,7 @@ def expected_mass(labels: np.ndarray) -> float:
     Example:
       >>> labels = np.array([[1, 1, 0, 0]] * 50 + [[1, 0, 0, 0]] * 50)
       >>> print(f"{expected_mass(labels):.2f}")
-      0.63
+      0.68
     """
     y = np.asarray(labels)
     sizes = np.rint(y.sum(1)).astype(int)
