@@ -9,7 +9,7 @@ from jaxmlcl.config._flags import Row, help_text, override, provenance
 from jaxmlcl.config._grid import Axis, draw_trials, parse_axis
 from jaxmlcl.config._json import from_json, to_json
 from jaxmlcl.data.augment import Intensity, Noise, Shift, ZeroMask
-from jaxmlcl.methods import Classification, JointMulSupCon, MulSupCon
+from jaxmlcl.methods import CGMVAE, Classification, JointMulSupCon, MulSupCon
 from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe
 from jaxmlcl.models import MLP, Projection, ResNet
 from jaxmlcl.sharding import MeshSpec
@@ -26,6 +26,7 @@ from jaxmlcl.training.optimizers import (
 from jaxmlcl.training.stage import Stage
 
 __all__ = [
+    "CGMVAE",
     "MLP",
     "Axis",
     "Checkpoint",

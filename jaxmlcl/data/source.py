@@ -317,7 +317,7 @@ _ENDINGS = {
 
 
 # Understood by every source in memory, whatever else its URI may carry.
-_PART_OPTIONS = ("part", "fraction", "split_seed")
+_PART_OPTIONS = ("part", "fraction", "split_seed", "share")
 _COMMON_OPTIONS = (*_PART_OPTIONS, "targets")
 
 
@@ -365,8 +365,9 @@ def open_source(
     `openml:NAME?labels=a,b` is fetched.
 
     Of every source in memory `part=held-out` opens the share `fraction` (0.2) of the rows, taken by
-    stratification with `split_seed` (0), and `part=rest` the other rows; ids stay those of the
-    whole. `targets=FILE` adds what is learnt in the place of the labels: label distributions in a
+    stratification with `split_seed` (0), and `part=rest` the other rows; `share=0.1` takes a tenth
+    of what there is then, in the same way. Ids stay those of the whole. `targets=FILE` adds what is
+    learnt in the place of the labels: label distributions in a
     `.csv`, `.npz` or `.mat` file, as `jaxmlcl enhance` writes them.
 
     Args:

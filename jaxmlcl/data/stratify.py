@@ -79,7 +79,9 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
 
     Args:
       source: the whole.
-      options: `part`, "rest" or "held-out"; `fraction`, 0.2 if absent; `split_seed`, 0 if absent.
+      options: `part`, "rest" or "held-out"; `fraction`, 0.2 if absent; `split_seed`, 0 if absent;
+        `share`, the share of those rows to take, again by stratification; all if absent. With
+        `share` there need be no `part`.
       where: the URI, for messages.
 
     Returns:
@@ -95,8 +97,11 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
       (2, 'ones-held-out')
     """
     part = options.get("part")
-    if part not in ("rest", "held-out"):
-        told = f"part={shorten(part)}" if part else f"option {next(iter(options))!r} without a part"
+    if part not in ("rest", "held-out") and not (
+        part is None and "share" in options and "fraction" not in options
+    ):
+        name = "fraction" if "fraction" in options else next(iter(options))
+        told = f"part={shorten(part)}" if part else f"option {name!r} without a part"
         raise DataError(f"{where}: {told}; write part=rest or part=held-out")
     fraction = fraction_option(options, "fraction", default="0.2", where=where)
     seed = integer_option(options, "split_seed", default=0, low=0, high=2**63 - 1, where=where)
@@ -104,13 +109,21 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
     if arrays is None:
         raise DataError(f"{where}: parts can be taken of sources that fit in memory only")
     whole = arrays()
-    rows = stratified_split(whole["labels"], fraction, seed)[part == "held-out"]
+    rows, name = np.arange(len(source)), source.metadata.name
+    if part is not None:
+        rows = stratified_split(whole["labels"], fraction, seed)[part == "held-out"]
+        name = f"{name}-{part}"
+    if "share" in options:
+        share = fraction_option(options, "share", default="1", where=where)
+        rows = rows[stratified_split(whole["labels"][rows], share, seed)[1]]
+        name = f"{name}-{share:g}"
     if len(rows) == 0:
-        raise DataError(f"{where}: part {part!r} of {len(source)} rows is empty")
+        asked = f"share {options['share']}" if "share" in options else f"part {part!r}"
+        raise DataError(f"{where}: {asked} of {len(source)} rows is empty")
     return ArraySource(
         whole["inputs"][rows],
         whole["labels"][rows],
-        name=f"{source.metadata.name}-{part}",
+        name=name,
         label_names=source.metadata.label_names,
         feature_names=getattr(source, "feature_names", None),
         ids=whole["ids"][rows],

@@ -29,7 +29,9 @@ def check_dropout(field: str, rate: float) -> None:
         raise ConfigError(f"{field} must be at least 0 and below 1, not {rate}")
 
 
-def dense(inputs: int, outputs: int, dtype: Any, use_bias: bool = True) -> nn.Dense:
+def dense(
+    inputs: int, outputs: int, dtype: Any, use_bias: bool = True, name: str | None = None
+) -> nn.Dense:
     """A linear layer that starts as PyTorch's does: weight and bias uniform in ±1/sqrt(inputs).
 
     Args:
@@ -37,6 +39,7 @@ def dense(inputs: int, outputs: int, dtype: Any, use_bias: bool = True) -> nn.De
       outputs: width of the output (units).
       dtype: type of the computation; parameters are kept in at least float32.
       use_bias: whether there is a bias.
+      name: the layer's name among the parameters; Flax's own if absent.
 
     Returns:
       The Flax module.
@@ -58,6 +61,7 @@ def dense(inputs: int, outputs: int, dtype: Any, use_bias: bool = True) -> nn.De
         param_dtype=jnp.promote_types(dtype, jnp.float32),
         kernel_init=uniform,
         bias_init=uniform,
+        name=name,
     )
 
 
@@ -138,6 +142,8 @@ class Dropout(nn.Module):
     """
 
     rate: float
+    samples: bool = True
+    """Whether rows are samples, dealt out over devices; other rows are numbered as they stand."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -146,7 +152,8 @@ class Dropout(nn.Module):
         none = not isinstance(self.rate, jax.Array) and self.rate == 0.0
         if not train or none:
             return x
-        words = row_words(self.make_rng("dropout"), stream_rows(x.shape[0]))
+        rows = stream_rows(x.shape[0]) if self.samples else jnp.arange(x.shape[0])
+        words = row_words(self.make_rng("dropout"), rows)
         units = math.prod(x.shape[1:])
         keep = bernoulli(words, units, 1.0 - self.rate).reshape(x.shape)
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))

@@ -149,6 +149,21 @@ def test_parts_make_up_the_whole(birds) -> None:
     assert len({source.metadata.fingerprint for source in prints}) == 4
 
 
+def test_a_share_is_stratified_and_keeps_ids(birds) -> None:
+    whole = open_source(f"{birds}?part=rest").arrays()
+    share = open_source(f"{birds}?part=rest&share=0.25")
+    assert len(share) == 40
+    assert share.metadata.name == "birds-rest-0.25"
+    ids = share.arrays()["ids"]
+    assert set(ids) < set(whole["ids"])
+    positives = whole["labels"].sum(0)
+    assert np.abs(share.arrays()["labels"].sum(0) - positives / 4).max() <= 1
+    np.testing.assert_array_equal(
+        share.arrays()["inputs"], whole["inputs"][np.isin(whole["ids"], ids)]
+    )
+    assert len(open_source(f"{birds}?share=.5&split_seed=1")) == 100
+
+
 def test_every_kind_has_parts(tmp_path) -> None:
     digits = open_source("digits:train?size=50&part=held-out&fraction=0.3")
     assert 13 <= len(digits) <= 17
@@ -167,6 +182,9 @@ def test_every_kind_has_parts(tmp_path) -> None:
     [
         ("part=test", "part='test'; write part=rest or part=held-out"),
         ("fraction=0.2", "option 'fraction' without a part"),
+        ("share=0.5&fraction=0.2", "option 'fraction' without a part"),
+        ("share=1.0", "share='1.0' must be a number between 0 and 1"),
+        ("share=0.0001", "share 0.0001 of 200 rows is empty"),
         ("part=rest&fraction=0", "fraction='0' must be a number between 0 and 1"),
         ("part=rest&fraction=1.5", "fraction='1.5' must be"),
         ("part=rest&fraction=0.0", "fraction='0.0' must be"),
