@@ -12,7 +12,16 @@ from jaxmlcl.training.duration import Duration, check_duration, epochs
 from jaxmlcl.training.objective import Objective
 from jaxmlcl.training.optimizers import Optimizer, Plateau, check_patterns
 
-Selection = Literal["last", "loss", "map", "micro_f1", "macro_f1", "example_f1", "precision_at_1"]
+Selection = Literal[
+    "last",
+    "loss",
+    "map",
+    "micro_f1",
+    "macro_f1",
+    "example_f1",
+    "precision_at_1",
+    "best_macro_f1",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +49,8 @@ class Stage:
     validate_every: Duration = dataclasses.field(default_factory=lambda: epochs(1))
     """How often the validation split is scored, if the objective gives scores."""
     select: Selection = "last"
-    """Which step's parameters the stage ends with: the last, or the best on validation."""
+    """Which step's parameters the stage ends with: the last, or the best on validation.
+    best_macro_f1: by macro-F1 at the threshold of .1 to .9 that is best for it at that step."""
     ema: float | None = None
     """Decay of a moving average of the network (fraction kept per step), which is then what is
     validated, selected, evaluated and started from; no average if absent."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
 from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, NonFiniteError, Preempted
-from jaxmlcl.evaluation import multilabel_metrics
+from jaxmlcl.evaluation import choose_thresholds, multilabel_metrics
 from jaxmlcl.sharding import own_blocks, place_rows
 from jaxmlcl.training._storage import open_place
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
@@ -417,7 +417,7 @@ class _Run:
         inputs = list(scoring_batches(validation, self.mesh))
         labels, _ = source_labels(validation)
         known = source_mask(validation, f"{data_field(self.experiment, program.name)}.validation")
-        score = program.scorer(constants)
+        score, select = program.scorer(constants), program.program.stage.select
 
         def validate(state: Any) -> dict[str, float]:
             network = state.averaged()
@@ -425,7 +425,7 @@ class _Run:
                 jax.device_get(score(network.params, network.objective, x))[:valid]
                 for x, valid in inputs
             ]
-            return validation_measures(np.concatenate(parts), labels, known)
+            return validation_measures(np.concatenate(parts), labels, known, select)
 
         return validate
 
@@ -493,19 +493,26 @@ class _Run:
 
 
 def validation_measures(
-    scores: np.ndarray, labels: np.ndarray, known: np.ndarray | None = None
+    scores: np.ndarray, labels: np.ndarray, known: np.ndarray | None = None, select: str = "last"
 ) -> dict[str, float]:
     """Mean binary cross-entropy of the scores, and the measures that are logged while training.
 
-    Both over the labels that `known` [n, L] says are known; None: all.
+    Both over the labels that `known` [n, L] says are known; None: all. What a stage selects by is
+    among them, also where it is not logged otherwise.
     """
     p = np.clip(scores.astype(np.float64), 1e-7, 1.0 - 1e-7)
     losses = -np.where(labels > 0, np.log(p), np.log1p(-p))
     loss = (losses if known is None else losses[known]).mean()
     if not np.isfinite(scores).all():
-        return {"loss": math.nan, **dict.fromkeys(_VALIDATED, math.nan)}
+        extra = (select,) if select == "best_macro_f1" else ()
+        return {"loss": math.nan, **dict.fromkeys((*_VALIDATED, *extra), math.nan)}
     measured = multilabel_metrics(scores, labels, label_mask=known)
-    return {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
+    found = {"loss": float(loss), **{name: float(measured[name]) for name in _VALIDATED}}
+    if select == "best_macro_f1":
+        cut = choose_thresholds(scores, labels, label_mask=known)["macro_f1"]
+        best = multilabel_metrics(scores, labels, threshold=cut, label_mask=known)
+        found[select] = float(best["macro_f1"])
+    return found
 
 
 def _counts(data: StageData) -> str:
