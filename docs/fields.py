@@ -84,7 +84,13 @@ def default_of(field: dataclasses.Field[Any]) -> str:
     if isinstance(value, Duration):
         return f"`{value.unit}({value.count:g})`"
     if dataclasses.is_dataclass(value):
-        return f"`{type(value).__name__}()`"
+        plain = type(value)()
+        own = (
+            f"{one.name}={getattr(value, one.name)!r}"
+            for one in dataclasses.fields(value)
+            if getattr(value, one.name) != getattr(plain, one.name)
+        )
+        return f"`{type(value).__name__}({', '.join(own)})`"
     return "`" + repr(value).replace("'", '"') + "`"
 
 

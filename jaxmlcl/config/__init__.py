@@ -10,6 +10,7 @@ from jaxmlcl.config._grid import Axis, draw_trials, parse_axis
 from jaxmlcl.config._json import from_json, to_json
 from jaxmlcl.data.augment import Intensity, Noise, Shift, ZeroMask
 from jaxmlcl.methods import CGMVAE, Classification, JointMulSupCon, MulSupCon
+from jaxmlcl.methods.cgmvae import cgmvae_stage
 from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe
 from jaxmlcl.models import MLP, Projection, ResNet
 from jaxmlcl.sharding import MeshSpec
@@ -52,6 +53,7 @@ __all__ = [
     "Stage",
     "WarmRestarts",
     "ZeroMask",
+    "cgmvae_stage",
     "draw_trials",
     "epochs",
     "examples",
