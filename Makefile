@@ -9,6 +9,9 @@ DEVELOP := $(VENV)/.develop
 COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled \
   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 PYTEST := JAX_PLATFORMS=cpu $(COMPILED) $(BIN)/python -m pytest
+# The fast tests run programs once or twice: XLA shall not spend its time on optimising them. The
+# slow tests, and the commands of the README, run what users run.
+UNOPTIMISED := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # Compiling keeps one core busy: two processes do in half the time what one does.
 PARALLEL := --numprocesses auto --maxprocesses 4
 
@@ -44,14 +47,14 @@ quickstart: $(INSTALLED)
 	$(BIN)/jaxmlcl report runs/quickstart
 
 test: $(DEVELOP)
-	$(PYTEST) tests -m "not slow" $(PARALLEL)
-	$(PYTEST) --doctest-modules jaxmlcl
+	$(UNOPTIMISED) $(PYTEST) tests -m "not slow" $(PARALLEL)
+	$(UNOPTIMISED) $(PYTEST) --doctest-modules jaxmlcl $(PARALLEL)
 
 test-slow: $(DEVELOP)
 	$(PYTEST) tests -m slow $(PARALLEL)
 
 coverage: $(DEVELOP)
-	$(PYTEST) tests/losses tests/evaluation tests/test_queue*.py -m "not slow" $(PARALLEL) \
+	$(UNOPTIMISED) $(PYTEST) tests/losses tests/evaluation tests/test_queue*.py -m "not slow" $(PARALLEL) \
 	  --cov=jaxmlcl.losses --cov=jaxmlcl.queue --cov=jaxmlcl.evaluation --cov-fail-under=95
 
 lint: $(DEVELOP)
