@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "embed",
+    "labels",
     "enhance",
     "compare",
     "report",
@@ -46,6 +47,7 @@ commands:
   evaluate WORKDIR                   score a split with a run's networks; a table, JSON and scores
   predict WORKDIR INPUT -o FILE      score new rows; CSV, JSON lines or NPZ
   embed WORKDIR [INPUT] -o FILE      write the representations of a split or of new rows
+  labels WORKDIR -o FILE             inner products of label embeddings, as table or picture
   enhance SOURCE --method NAME -o FILE
                                      label distributions from 0/1 labels, written and measured
   compare RUN_A RUN_B                differences of two evaluated runs, with intervals and p values

@@ -1,9 +1,10 @@
 """Measures on arrays [n, L].
 
 Multi-label measures, thresholds and protocols of scores and labels; measures of label
-distributions; tests of runs and of methods over data sets.
+distributions; tests of runs and of methods over data sets; an order of labels by resemblance.
 """
 
+from jaxmlcl.evaluation._clusters import clustered_order
 from jaxmlcl.evaluation._counts import THRESHOLD_METRICS, Conventions
 from jaxmlcl.evaluation._distributions import (
     DISTRIBUTION_MEASURES,
@@ -58,6 +59,7 @@ __all__ = [
     "bootstrap_replicates",
     "choose_thresholds",
     "choose_top_k",
+    "clustered_order",
     "distribution_measures",
     "evaluate_scores",
     "friedman_test",

@@ -40,6 +40,7 @@ class CGMVAE(Objective):
     """Every label is a Gaussian of the latent space; a sample's must lie in its labels' mixture."""
 
     gives_scores: ClassVar[bool] = True
+    embeds_labels: ClassVar[bool] = True
 
     encoder: Encoder = dataclasses.field(default_factory=lambda: MLP(dropout=0.5))
     """The network from features to the representation that the sample's Gaussian is made of."""
@@ -217,10 +218,10 @@ class CGMVAE(Objective):
         ending = "" if self.variant == "full" else f" {self.variant.replace('_', ' ')}"
         return f"c-gmvae{ending}"
 
-    def label_products(self, params: PyTree) -> jax.Array:
-        """Inner products [L, L] of the label embeddings (figure 3)."""
-        embeddings = self._embeddings(params)
-        return jnp.matmul(embeddings, embeddings.T, precision=jax.lax.Precision.HIGHEST)
+    def label_embeddings(self, params: PyTree, state: PyTree) -> jax.Array:
+        """The label embeddings [L, E] as samples are compared with them."""
+        del state
+        return self._embeddings(params)
 
     @property
     def _decodes_labels(self) -> bool:

@@ -68,6 +68,8 @@ class Objective(abc.ABC):
     """Augmented views of each sample that `loss` wants."""
     gives_scores: ClassVar[bool] = False
     """Whether `scores` is defined, so that the stage can be validated and evaluated."""
+    embeds_labels: ClassVar[bool] = False
+    """Whether `label_embeddings` is defined."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array, spec: BatchSpec) -> tuple[PyTree, PyTree]:
@@ -97,6 +99,11 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def embed(self, params: PyTree, state: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
         """Named representations of inputs [B, ...], in evaluation mode."""
+
+    def label_embeddings(self, params: PyTree, state: PyTree) -> jax.Array:
+        """What the network holds for every label, [L, E]."""
+        del params, state
+        raise TypeError(f"{type(self).__name__} has no embeddings of labels")
 
     def warm_start(
         self, params: PyTree, state: PyTree, source_params: PyTree, source_state: PyTree

@@ -65,6 +65,20 @@ class Network:
         """Named representations of all rows, each [n, width] float32; see `scores`."""
         return self._batches(self.program.embedder(self.constants), features, batch)
 
+    def label_embeddings(self) -> np.ndarray:
+        """The embeddings of the labels, [L, E] float32.
+
+        Raises:
+          ConfigError: the stage's objective has none.
+        """
+        objective = self.program.program.stage.objective
+        if not objective.embeds_labels:
+            raise ConfigError(
+                f"{self.stage}: {objective.describe()} has no embeddings of labels; C-GMVAE has"
+            )
+        found = objective.label_embeddings(self.state.params, self.state.objective)
+        return np.asarray(jax.device_get(found), np.float32)
+
     def _apply(
         self, function: Callable[..., dict[str, jax.Array]], features: Features, batch: int
     ) -> Iterator[tuple[Rows, np.ndarray]]:
