@@ -14,12 +14,13 @@ PYTEST := JAX_PLATFORMS=cpu $(COMPILED) $(BIN)/python -m pytest
 UNOPTIMISED := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # Compiling keeps one core busy: two processes do in half the time what one does.
 PARALLEL := --numprocesses auto --maxprocesses 4
+COVERED := tests/losses tests/evaluation $(wildcard tests/test_queue*.py)
 
 .PHONY: quickstart test test-slow coverage lint types format wheel gpu bench bench-loss yeast clean help
 
 help:
 	@echo "quickstart  train the embedded default and write a report (about 4 minutes)"
-	@echo "test        the fast tests          test-slow  the others"
+	@echo "test        the fast tests, with coverage          test-slow  the others"
 	@echo "lint types  ruff and mypy           format     ruff's own layout"
 	@echo "coverage    losses, queue and evaluation, at least 95 %"
 	@echo "wheel       build the wheel, install it by itself and try it"
@@ -46,15 +47,16 @@ quickstart: $(INSTALLED)
 	$(BIN)/jaxmlcl evaluate runs/quickstart
 	$(BIN)/jaxmlcl report runs/quickstart
 
-test: $(DEVELOP)
-	$(UNOPTIMISED) $(PYTEST) tests -m "not slow" $(PARALLEL)
+# What coverage looks at is run by it, and not once more.
+test: coverage
+	$(UNOPTIMISED) $(PYTEST) tests $(COVERED:%=--ignore=%) -m "not slow" $(PARALLEL)
 	$(UNOPTIMISED) $(PYTEST) --doctest-modules jaxmlcl $(PARALLEL)
 
 test-slow: $(DEVELOP)
 	$(PYTEST) tests -m slow $(PARALLEL)
 
 coverage: $(DEVELOP)
-	$(UNOPTIMISED) $(PYTEST) tests/losses tests/evaluation tests/test_queue*.py -m "not slow" $(PARALLEL) \
+	$(UNOPTIMISED) $(PYTEST) $(COVERED) -m "not slow" $(PARALLEL) \
 	  --cov=jaxmlcl.losses --cov=jaxmlcl.queue --cov=jaxmlcl.evaluation --cov-fail-under=95
 
 lint: $(DEVELOP)
