@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from jaxmlcl.report._plots import _figure, _style
 from jaxmlcl.report._read import clean
@@ -75,6 +76,9 @@ def curves_plot(panels: Sequence[Panel]) -> bytes:
                     )
             if panel.logarithmic:
                 axes.set_xscale("log")
+                # Texts are not parsed as formulas here, which Matplotlib's own labels would be.
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             if panel.mark is not None:
                 axes.axvline(panel.mark, color="#999999", linewidth=0.9, linestyle=(0, (3, 2)))
             axes.grid(axis="y")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 from pathlib import Path
@@ -78,8 +79,10 @@ def test_it_is_what_a_loop_gives(warmup: bool) -> None:
 def test_it_does_not_change_what_is_learnt() -> None:
     plain, averaged = (states(pretrain("vectors", ADAM, ema=ema))[-1] for ema in (None, 0.9))
     assert plain.average == ()
-    jax.tree.map(np.testing.assert_array_equal, plain.params, averaged.params)
-    jax.tree.map(np.testing.assert_array_equal, plain.objective, averaged.objective)
+    # Two programs, which XLA may round in two ways.
+    equal = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14)
+    jax.tree.map(equal, plain.params, averaged.params)
+    jax.tree.map(equal, plain.objective, averaged.objective)
 
 
 @pytest.mark.parametrize("mesh", [MeshSpec(8, 1), MeshSpec(1, 8)], ids=["data", "fsdp"])
