@@ -28,7 +28,8 @@ def run(words: list[str]) -> None:
         metavar="TABLE/SET/METHOD",
         action="append",
         default=[],
-        help="only what is called so; later parts may be left out, * stands for any one of them",
+        help="only what is called so (--plan tells; label enhancement: SET/METHOD); later parts "
+        "may be left out, * stands for any one of them",
     )
     parser.add_argument(
         "--folder",
