@@ -231,7 +231,11 @@ def test_durations_survive_json_exactly(duration: Duration) -> None:
         ("stages/probe/duration", 3, "stages.probe.duration: 3 is not a duration such as"),
         ("stages/probe/duration", "3 weeks", 'stages.probe.duration: unknown unit "weeks"'),
         ("stages/probe/objective/type", "Clasification", "did you mean Classification?"),
-        ("stages/probe/objective/type", "X", "known are Classification, JointMulSupCon, MulSupCon"),
+        (
+            "stages/probe/objective/type",
+            "X",
+            "known are CGMVAE, Classification, JointMulSupCon, MulSupCon",
+        ),
         ("stages/probe/objective/type", None, 'stages.probe.objective: has no "type"'),
         ("stages/probe/objective", 3, "stages.probe.objective: 3 is not an object"),
         ("stages/pre-train/augmentation/1/type", "Shfit", "augmentation.1: unknown augmentation"),
@@ -554,8 +558,8 @@ def test_provenance_tells_default_file_flag_and_environment(
 # --------------------------------------------------------------------------------------- configs
 
 
-def named(stem: str) -> Experiment:
-    return load(next(path for path in CONFIGS if path.stem == stem))
+def named(name: str) -> Experiment:
+    return load(next(path for path in CONFIGS if path.as_posix().endswith(f"/{name}.py")))
 
 
 def test_yeast_recipe_has_the_authors_learning_rates() -> None:
@@ -593,7 +597,9 @@ def test_yeast_recipe_is_as_published() -> None:
 
 
 def test_printed_recipes_are_as_printed() -> None:
-    yeast, scene, released = named("yeast"), named("scene"), named("yeast_released")
+    yeast, scene, released = (
+        named(f"mulsupcon/{name}") for name in ("yeast", "scene", "yeast_released")
+    )
     stage = yeast.stages["pretrain"]
     assert (stage.duration, stage.batch_size) == (epochs(150), 32)
     assert stage.duration.steps(batch_size=32, examples=1200) == 5625
@@ -607,6 +613,40 @@ def test_printed_recipes_are_as_printed() -> None:
         assert yeast.stages[name] == released.stages[name]
     assert scene.stages == yeast.stages
     assert (scene.name, scene.data.inputs) == ("mulsupcon-scene", "standardize")
+
+
+def test_cgmvae_s_recipes_are_those_of_table_7() -> None:
+    rows = {
+        "ebird": (1e-3, 1, 0.5, 2048, 0.5, 128),
+        "bookmarks": (2e-3, 1, 1, 2048, 0.5, 128),
+        "nus_vec": (4e-3, 1, 0.5, 1024, 0.5, 256),
+        "mirflickr": (1e-3, 2, 0.5, 2048, 0.5, 128),
+        "reuters": (5e-3, 2, 1, 2048, 0.5, 128),
+        "scene": (3e-3, 1, 0.5, 512, 0.3, 128),
+        "sider": (2e-3, 1, 0.5, 512, 0.5, 128),
+        "yeast": (2e-3, 1, 0.5, 512, 0.5, 128),
+        "delicious": (1e-3, 1, 0.5, 2048, 0.5, 128),
+    }
+    for name, (rate, alpha, beta, embedding, dropout, batch_size) in rows.items():
+        stage = named(f"cgmvae/{name}").stages["train"]
+        method, optimizer = stage.objective, stage.optimizer
+        assert (optimizer.learning_rate, stage.batch_size) == (rate, batch_size)
+        assert (method.alpha, method.beta, method.embedding) == (alpha, beta, embedding)
+        assert method.encoder.dropout == method.label_dropout == dropout
+    # CosineAnnealingWarmRestarts(T_0=50, T_mult=2, eta_min=lr / 10), moved once an epoch.
+    stage = named("cgmvae/yeast").stages["train"]
+    total = stage.duration.steps(batch_size=128, examples=1280)
+    assert total == 900
+    rate = stage.optimizer.rate(StepCounter(128, 1280, total))
+    for epoch, (position, length) in {
+        3: (3, 50),
+        49: (49, 50),
+        50: (0, 100),
+        80: (30, 100),
+    }.items():
+        expected = 2e-4 + 1.8e-3 * (1 + math.cos(math.pi * position / length)) / 2
+        for step in (0, 9):
+            assert float(rate(10 * epoch + step)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_quickstart_compares_at_equal_cost() -> None:

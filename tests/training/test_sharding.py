@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmlcl.data.pipeline import GlobalOrder, Indices
-from jaxmlcl.methods import MulSupCon
+from jaxmlcl.methods import CGMVAE, MulSupCon
 from jaxmlcl.models import Projection
 from jaxmlcl.sharding import MeshSpec, batch_sharding
 from jaxmlcl.training.duration import steps
@@ -107,6 +107,15 @@ def test_convolutions_in_float32(mesh: str, optimizer: str) -> None:
 @pytest.mark.usefixtures("x64")
 def test_gradient_accumulation_is_sharded_alike() -> None:
     compare("vectors", "adam", "both", "float64", accumulate=2)
+
+
+@pytest.mark.usefixtures("x64")
+def test_cgmvae_is_sharded_alike() -> None:
+    """Points of the latent space belong to samples, dropout of the label encoder to labels."""
+    objective = CGMVAE(
+        SMALL_MLP, embedding=24, latent=8, label_hidden=(16,), decoder_hidden=(32,), kl_samples=2
+    )
+    compare("partly known", "adam", "both", "float64", objective=objective, duration=steps(6))
 
 
 @pytest.mark.usefixtures("x64")
