@@ -62,7 +62,7 @@ def heat_map(values: np.ndarray, names: Sequence[str], title: str = "") -> bytes
             spine.set_visible(False)
         bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03)
         bar.ax.tick_params(labelsize=7, colors="#999999", labelcolor="#333333")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         figure.set_facecolor("white")
         figure.tight_layout()
         figure.set_dpi(2 * figure.get_dpi())

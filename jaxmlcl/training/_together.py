@@ -172,7 +172,7 @@ def train_together(
         if validates and running.any() and (step % every == 0 or step == total):
             scores = members.scores(_network(state), keys, values, splits.batches)
             measured = [
-                validation_measures(scores[member], splits.labels, splits.known)
+                validation_measures(scores[member], splits.labels, splits.known, stage.select)
                 if running[member]
                 else {}
                 for member in range(count)
