@@ -42,6 +42,7 @@ FLOORS = {
     "cli": 7,
     "configs": 7,
     "__main__": 8,
+    "estimators": 8,
 }
 
 # All that rooms of arrays and pytrees may use beside the standard library and themselves.
@@ -63,7 +64,7 @@ HOMES = {
     "matplotlib": {"report"},
     "optax": {"training", "enhancement"},
     "orbax": {"training"},
-    "sklearn": {"baselines", "data", "enhancement"},
+    "sklearn": {"baselines", "data", "enhancement", "estimators"},
     "tensorboardX": {"training"},
     "threadpoolctl": {"baselines"},
     "torch": {"bench"},

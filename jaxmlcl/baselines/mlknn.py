@@ -74,19 +74,39 @@ class MLkNN(Baseline):
         table = _posterior(
             np.asarray(present, np.float64), np.asarray(absent, np.float64), self.smoothing
         )
-        columns = np.arange(labels.shape[1])
-
-        def scores(inputs: np.ndarray) -> np.ndarray:
-            found = jnp.asarray(nearest(self._scaled(inputs), keys, k))
-            return table[np.asarray(_counts(found, labels)), columns]
-
-        return scores
+        return Neighbourhood(np.asarray(keys), rows.labels, table, k, self.metric)
 
     def _scaled(self, inputs: np.ndarray) -> np.ndarray:
-        if self.metric == "euclidean":
-            return inputs
-        length = np.linalg.norm(inputs, axis=1, keepdims=True)
-        return inputs / np.where(length > 0, length, 1.0)
+        return _scaled(inputs, self.metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbourhood:
+    """What a fitted ML-kNN knows: a function from inputs [m, d] to scores [m, L]."""
+
+    keys: np.ndarray
+    """[n, d], the training rows, scaled as the metric wants it."""
+    labels: np.ndarray
+    """[n, L] bool, False where unknown."""
+    table: np.ndarray
+    """[k + 1, L]: a label's probability after each count."""
+    neighbours: int
+    """k."""
+    metric: str
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Scores [m, L] of checked inputs [m, d]."""
+        found = nearest(_scaled(inputs, self.metric), self.keys, self.neighbours)
+        counts = np.asarray(_counts(jnp.asarray(found), jnp.asarray(self.labels)))
+        return self.table[counts, np.arange(self.table.shape[1])]
+
+
+def _scaled(inputs: np.ndarray, metric: str) -> np.ndarray:
+    """Inputs among which Euclidean distances order rows as the metric does."""
+    if metric == "euclidean":
+        return inputs
+    length = np.linalg.norm(inputs, axis=1, keepdims=True)
+    return inputs / np.where(length > 0, length, 1.0)
 
 
 @jax.jit

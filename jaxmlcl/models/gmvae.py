@@ -128,11 +128,14 @@ class Decoder(nn.Module):
         def uniform(key: jax.Array, shape: Any) -> jax.Array:
             return jax.random.uniform(key, shape, kind, -bound, bound)
 
-        kernel = self.param("kernel", uniform, (inputs, width)).astype(self.dtype)
         bias = self.param("bias", uniform, (width,)).astype(self.dtype)
-        h = z.astype(self.dtype) @ kernel[beside:] + bias
+        # One layer on [x, z], whose kernel is in two parts: each can be padded at its end.
+        of_point = self.param("kernel_point", uniform, (z.shape[-1], width)).astype(self.dtype)
+        h = z.astype(self.dtype) @ of_point + bias
         if self.features:
-            h = h + x.astype(self.dtype) @ kernel[:beside]
+            shape = (x.shape[-1], width)
+            of_features = self.param("kernel_features", uniform, shape).astype(self.dtype)
+            h = h + x.astype(self.dtype) @ of_features
         for wider in (*self.hidden[1:], self.embedding):
             h = dense(h.shape[-1], wider, self.dtype)(nn.relu(h))
         return nn.leaky_relu(h, SLOPE)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmlcl.sharding import replicated
 from jaxmlcl.training.duration import Duration
+from jaxmlcl.training.objective import BatchSpec
 from jaxmlcl.training.optimizers import Plateau
 from jaxmlcl.training.program import StageProgram
 from jaxmlcl.training.stage import Stage
@@ -98,15 +99,15 @@ class Members:
     numbers are those of the trainer's step, up to the rounding of batched products.
     """
 
-    def __init__(self, program: StageProgram, paths: Sequence[Path], constants: PyTree) -> None:
+    def __init__(self, program: StageProgram, paths: Sequence[Path] = ()) -> None:
         self.program = program
         self.paths = tuple(paths)
-        self.constants = constants
-        self._validating = {name: constants[name] for name in ("shift", "scale")}
         # Everything is on the mesh from the start: arrays that come home elsewhere than they left
         # would compile the steps twice.
         self._here = replicated(program.mesh)
-        self._begin = jax.jit(_each(self._init), out_shardings=self._here)
+        self._begin: Callable[..., TrainState] = jax.jit(
+            _each(self._init), out_shardings=self._here
+        )
         self._run = jax.jit(self._steps, donate_argnums=(0, 1), out_shardings=self._here)
         self._scores = jax.jit(_each(self._score, shared=2))
         self._score_one = jax.jit(self._score)
@@ -114,6 +115,18 @@ class Members:
     def place(self, tree: PyTree) -> PyTree:
         """Arrays on the device where the members' own are."""
         return jax.device_put(tree, self._here)
+
+    def narrower(self, spec: BatchSpec) -> Members:
+        """The same programs with states initialised for a narrower spec, then padded with zeros.
+
+        For inputs and labels that are padded with zeros themselves: the network then starts as it
+        would without them.
+        """
+        other = copy.copy(self)
+        # Not compiled as a whole: most of its parts have shapes that other specs have, too.
+        begin = _each(functools.partial(self._init_narrow, spec))
+        other._begin = lambda *arguments: self.place(begin(*arguments))
+        return other
 
     def init(self, keys: jax.Array, values: Any, sources: PyTree | None) -> TrainState:
         """Fresh states; with the encoders of `sources` = (parameters, states) where given."""
@@ -126,12 +139,13 @@ class Members:
         keys: jax.Array,
         values: Any,
         indices: np.ndarray,
+        constants: PyTree,
     ) -> tuple[TrainState, jax.Array, jax.Array]:
         """As many steps as `indices` [T, R, B] has; first bad steps [R] (0: none), losses [R].
 
-        State and `bad` are donated.
+        State and `bad` are donated. `constants` are the data, as the trainer's step takes them.
         """
-        return self._run(state, bad, keys, values, indices, self.constants)
+        return self._run(state, bad, keys, values, indices, constants)
 
     def values(self, stages: Sequence[Stage]) -> dict[str, jax.Array]:
         """The members' own numbers, [R] each."""
@@ -141,7 +155,7 @@ class Members:
             _name(path): jnp.asarray([leaf[path] for leaf in leaves], kind) for path in self.paths
         }
 
-    def traces(self) -> bool:
+    def traces(self, constants: PyTree) -> bool:
         """Whether a step can be traced with these numbers unknown, and keeps its types."""
         program = self.program
         key = program.program.feed.key
@@ -154,11 +168,13 @@ class Members:
             state, _ = self._step(state, key, values, index, constants)
             if program.program.stage.objective.gives_scores:
                 inputs = constants["resident"]["inputs"][index]
-                self._score(state.params, state.objective, key, values, inputs, self._validating)
+                self._score(
+                    state.params, state.objective, key, values, inputs, _preparation(constants)
+                )
             return state
 
         try:
-            state = jax.eval_shape(whole, key, values, index, self.constants)
+            state = jax.eval_shape(whole, key, values, index, constants)
         except (TypeError, ValueError):
             # What tracing raises where Python wants the number itself.
             return False
@@ -175,20 +191,32 @@ class Members:
         return sum(self.program.bytes_of_state().values())
 
     def scores(
-        self, networks: PyTree, keys: jax.Array, values: Any, batches: Sequence[tuple[Any, int]]
+        self,
+        networks: PyTree,
+        keys: jax.Array,
+        values: Any,
+        batches: Sequence[tuple[Any, int]],
+        constants: PyTree,
     ) -> np.ndarray:
         """Scores [R, n, L] of batches as `scoring_batches` gives them."""
+        preparation = _preparation(constants)
         parts = [
-            self._scores(*networks, keys, values, inputs, self._validating) for inputs, _ in batches
+            self._scores(*networks, keys, values, inputs, preparation) for inputs, _ in batches
         ]
         return _joined(parts, batches)
 
     def scores_of_one(
-        self, network: PyTree, key: jax.Array, values: Any, batches: Sequence[tuple[Any, int]]
+        self,
+        network: PyTree,
+        key: jax.Array,
+        values: Any,
+        batches: Sequence[tuple[Any, int]],
+        constants: PyTree,
     ) -> np.ndarray:
         """Scores [n, L] of a single member, whose arrays have no leading axis."""
+        preparation = _preparation(constants)
         parts = [
-            self._score_one(*network, key, values, inputs, self._validating)[None]
+            self._score_one(*network, key, values, inputs, preparation)[None]
             for inputs, _ in batches
         ]
         return _joined(parts, batches)[0]
@@ -214,6 +242,12 @@ class Members:
 
     def _init(self, key: jax.Array, values: Any, source: PyTree | None) -> TrainState:
         return self._program(key, values).init(source)
+
+    def _init_narrow(
+        self, spec: BatchSpec, key: jax.Array, values: Any, source: PyTree | None
+    ) -> TrainState:
+        program = dataclasses.replace(self._program(key, values), spec=spec)
+        return jax.tree.map(_padded, program.init(source), self.abstract)
 
     def _step(
         self, state: TrainState, key: jax.Array, values: Any, index: jax.Array, constants: PyTree
@@ -257,9 +291,9 @@ def traceable(program: StageProgram, paths: Sequence[Path], constants: PyTree) -
     # An array's element has a type of its own, which in bfloat16 would widen the computation.
     if program.program.feed.dtype == jnp.bfloat16:
         return ()
-    if Members(program, paths, constants).traces():
+    if Members(program, paths).traces(constants):
         return tuple(paths)
-    return tuple(path for path in paths if Members(program, [path], constants).traces())
+    return tuple(path for path in paths if Members(program, [path]).traces(constants))
 
 
 def _each(function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
@@ -298,6 +332,17 @@ def _joined(parts: Sequence[jax.Array], batches: Sequence[tuple[Any, int]]) -> n
         for part, (_, valid) in zip(parts, batches, strict=True)
     ]
     return np.concatenate(rows, axis=1)
+
+
+def _preparation(constants: PyTree) -> PyTree:
+    """What scoring reads of a step's constants."""
+    return {name: constants[name] for name in ("shift", "scale")}
+
+
+def _padded(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array with zeros behind it on every axis, up to a shape."""
+    missing = [(0, b - a) for a, b in zip(leaf.shape, wanted.shape, strict=True)]
+    return jnp.pad(leaf, missing) if missing else leaf
 
 
 def _name(path: Path) -> str:

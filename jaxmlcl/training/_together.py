@@ -55,11 +55,15 @@ class Network:
     arrays: PyTree
     key: jax.Array
     values: dict[str, Any]
+    constants: PyTree
+    """Data it was trained on; scoring reads their preparation."""
 
     def __call__(self, source: Source) -> np.ndarray:
         """Label scores [n, L] of every row."""
         batches = list(scoring_batches(source, self.members.program.mesh))
-        return self.members.scores_of_one(self.arrays, self.key, self.values, batches)
+        return self.members.scores_of_one(
+            self.arrays, self.key, self.values, batches, self.constants
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +160,7 @@ def train_together(
             seed: np.stack([order[i] for i in range(step, stop)]) for seed, order in orders.items()
         }
         indices = np.stack([drawn[job.experiment.seed] for job in jobs], axis=1)
-        state, bad, last = members.steps(state, bad, keys, values, indices)
+        state, bad, last = members.steps(state, bad, keys, values, indices, splits.constants)
         step = stop
         found = np.asarray(bad)
         for member in np.flatnonzero(running).tolist():
@@ -170,7 +174,7 @@ def train_together(
         improved = np.zeros(count, bool)
         ended = running & (step == total)
         if validates and running.any() and (step % every == 0 or step == total):
-            scores = members.scores(_network(state), keys, values, splits.batches)
+            scores = members.scores(_network(state), keys, values, splits.batches, splits.constants)
             measured = [
                 validation_measures(scores[member], splits.labels, splits.known, stage.select)
                 if running[member]
@@ -214,6 +218,7 @@ def train_together(
             jax.tree.map(lambda leaf, member=member: leaf[member], arrays),
             keys[member],
             {field: value[member] for field, value in values.items()},
+            splits.constants,
         )
         flops = program.flops_per_step * taken.step
         results.append(Result(outcome, flops, network, errors[member]))

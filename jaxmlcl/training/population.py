@@ -352,8 +352,7 @@ class _Population:
         rest = tuple((path, leaves[path]) for path in sorted(numbers - set(traced), key=str))
         group = (alike, rest)
         if group not in self.groups:
-            constants = self._open(job.experiment, job.name).constants
-            self.groups[group] = Members(build(), traced, constants)
+            self.groups[group] = Members(build(), traced)
         return group
 
     def _program(self, job: Job, flops: Mapping[str, float]) -> StageProgram:

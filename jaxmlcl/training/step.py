@@ -108,12 +108,14 @@ class Program:
         host = self.place(host)
         size = self.stage.batch_size
         position = step.astype(jnp.uint32) * size + stream_rows(size).astype(jnp.uint32)
+        # Data that are padded say how many samples they have, for programs that serve several.
+        examples = constants.get("examples", self.feed.examples)
         key = jax.random.fold_in(self.feed.key, 1)
         inputs = augment(
             self.feed.prepare(host["inputs"], constants),
             self.stage.augmentation,
             key,
-            self.place({"epoch": position // self.feed.examples})["epoch"],
+            self.place({"epoch": position // examples})["epoch"],
             host["ids"],
             self.stage.objective.views,
         )

@@ -115,7 +115,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(changes: Any, weights: Any) -
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     # Everything that is used learns; without KL the label encoder is only decoded.
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
-    assert np.abs(grads["decoder"]["kernel"]).max() > 0
+    assert np.abs(grads["decoder"]["kernel_point"]).max() > 0
     assert np.abs(grads["labels"]["embeddings"]).max() > 0
 
 
@@ -134,7 +134,9 @@ def plain(objective: CGMVAE, params: Any, batch: Batch, training_points: Any) ->
     center = y @ means / np.maximum(y.sum(1, keepdims=True), 1)
     scores = []
     for z in (center, *training_points):
-        v = layer(np.concatenate([batch.inputs, z], axis=1), params["decoder"])
+        both = [params["decoder"][name] for name in ("kernel_features", "kernel_point")]
+        first = {"kernel": np.concatenate(both), "bias": params["decoder"]["bias"]}
+        v = layer(np.concatenate([batch.inputs, z], axis=1), first)
         v = layer(relu(v), params["decoder"]["Dense_0"])
         v = np.where(v > 0, v, 0.01 * v)
         w = v / np.linalg.norm(v, axis=1, keepdims=True)
