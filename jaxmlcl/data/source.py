@@ -318,7 +318,7 @@ _ENDINGS = {
 
 # Understood by every source in memory, whatever else its URI may carry.
 _PART_OPTIONS = ("part", "fraction", "split_seed", "share")
-_COMMON_OPTIONS = (*_PART_OPTIONS, "targets")
+_COMMON_OPTIONS = (*_PART_OPTIONS, "and", "targets")
 
 
 def register_source(
@@ -365,10 +365,13 @@ def open_source(
     `openml:NAME?labels=a,b` is fetched.
 
     Of every source in memory `part=held-out` opens the share `fraction` (0.2) of the rows, taken by
-    stratification with `split_seed` (0), and `part=rest` the other rows; `share=0.1` takes a tenth
-    of what there is then, in the same way. Ids stay those of the whole. `targets=FILE` adds what is
-    learnt in the place of the labels: label distributions in a
-    `.csv`, `.npz` or `.mat` file, as `jaxmlcl enhance` writes them.
+    stratification with `split_seed` (0), and `part=rest` the other rows; `part=train`,
+    `part=validation` and `part=test` are three such parts, the last two of the share `fraction`
+    (0.1) each; `share=0.1` takes a tenth of what there is then, in the same way. `and=FILE` appends
+    the rows of another file of that kind before anything is taken, with ids that go on where those
+    of the first end. Ids stay those of the whole. `targets=FILE` adds what is learnt in the place
+    of the labels: label distributions in a `.csv`, `.npz` or `.mat` file, as `jaxmlcl enhance`
+    writes them.
 
     Args:
       uri: what to open. Characters of an option's value may be written as `%XX`.
@@ -395,7 +398,7 @@ def open_source(
     address = _address(text)
     opener, options, places = address.opener, dict(address.options), search_places(root)
     part = {name: options.pop(name) for name in _PART_OPTIONS if name in options}
-    targets = options.pop("targets", None)
+    targets, more = options.pop("targets", None), options.pop("and", None)
     # A scheme needs no folder, and a run may carry the name of one that is no longer there.
     if not address.scheme and root is not None:
         _refuse_buckets(os.fspath(root))
@@ -403,10 +406,17 @@ def open_source(
         raise DataError(f"{os.fspath(root)}: data.root is not a folder; name the one with the data")
     body = address.body if address.scheme else find_file(address.body, places)
     source = opener(body, options, places)
+    beside = [Path(body).parent] if not address.scheme else []
+    if more is not None:
+        from jaxmlcl.data.append import appended
+
+        if address.scheme:
+            raise DataError(f"{text}: option 'and' names a second file, so the first is one, too")
+        file = find_file(more, [*beside, *places])
+        source = appended(source, opener(file, options, places), text)
     if targets is not None:
         from jaxmlcl.data.targets import with_targets
 
-        beside = [Path(body).parent] if not address.scheme else []
         source = with_targets(source, find_file(targets, [*beside, *places]), text)
     if not part:
         return source
@@ -447,7 +457,11 @@ def row_origin(
         }
     place = address.body
     if not address.scheme:
-        place = os.path.realpath(find_file(address.body, search_places(root)))
+        found = find_file(address.body, search_places(root))
+        place = os.path.realpath(found)
+        if "and" in options:
+            more = find_file(options["and"], [found.parent, *search_places(root)])
+            chosen["and"] = os.path.realpath(more)
     return (address.scheme, place, *(f"{name}={value}" for name, value in chosen.items()))
 
 

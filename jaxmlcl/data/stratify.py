@@ -74,14 +74,19 @@ def stratified_split(labels: Any, fraction: float, seed: int = 0) -> tuple[np.nd
     return np.sort(order[~held_out]), np.sort(order[held_out])
 
 
+# Parts of two, and parts of three.
+_TWO, _THREE = ("rest", "held-out"), ("train", "validation", "test")
+
+
 def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySource:
     """The part of a source in memory that `open_source`'s options ask for.
 
     Args:
       source: the whole.
-      options: `part`, "rest" or "held-out"; `fraction`, 0.2 if absent; `split_seed`, 0 if absent;
-        `share`, the share of those rows to take, again by stratification; all if absent. With
-        `share` there need be no `part`.
+      options: `part`, "rest" or "held-out", or one of three, "train", "validation" and "test";
+        `fraction`, the share that is held out, 0.2 if absent, or that of validation and of test
+        each, 0.1 if absent; `split_seed`, 0 if absent; `share`, the share of those rows to take,
+        again by stratification; all if absent. With `share` there need be no `part`.
       where: the URI, for messages.
 
     Returns:
@@ -95,15 +100,26 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
       >>> part = take_part(whole, {"part": "held-out"}, "ones")
       >>> len(part), part.metadata.name
       (2, 'ones-held-out')
+      >>> len(take_part(whole, {"part": "train", "fraction": "0.2"}, "ones"))
+      6
     """
     part = options.get("part")
-    if part not in ("rest", "held-out") and not (
+    if part not in (*_TWO, *_THREE) and not (
         part is None and "share" in options and "fraction" not in options
     ):
         name = "fraction" if "fraction" in options else next(iter(options))
         told = f"part={shorten(part)}" if part else f"option {name!r} without a part"
-        raise DataError(f"{where}: {told}; write part=rest or part=held-out")
-    fraction = fraction_option(options, "fraction", default="0.2", where=where)
+        raise DataError(
+            f"{where}: {told}; write part=rest or part=held-out, or, for three parts, part=train, "
+            "part=validation or part=test"
+        )
+    default = "0.1" if part in _THREE else "0.2"
+    fraction = fraction_option(options, "fraction", default=default, where=where)
+    if part in _THREE and fraction >= 0.5:
+        raise DataError(
+            f"{where}: option fraction={shorten(options['fraction'])} leaves nothing to train on; "
+            "write less than 0.5"
+        )
     seed = integer_option(options, "split_seed", default=0, low=0, high=2**63 - 1, where=where)
     arrays: Any = getattr(source, "arrays", None)
     if arrays is None:
@@ -111,7 +127,7 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
     whole = arrays()
     rows, name = np.arange(len(source)), source.metadata.name
     if part is not None:
-        rows = stratified_split(whole["labels"], fraction, seed)[part == "held-out"]
+        rows = _rows(whole["labels"], part, fraction, seed)
         name = f"{name}-{part}"
     if "share" in options:
         share = fraction_option(options, "share", default="1", where=where)
@@ -131,3 +147,14 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
         label_mask=whole["label_mask"][rows] if "label_mask" in whole else None,
         targets=whole["targets"][rows] if "targets" in whole else None,
     )
+
+
+def _rows(labels: np.ndarray, part: str, fraction: float, seed: int) -> np.ndarray:
+    """Row numbers of a part; of three, test is held out first, then validation of the rest."""
+    rest, held_out = stratified_split(labels, fraction, seed)
+    if part in _TWO:
+        return held_out if part == "held-out" else rest
+    if part == "test":
+        return held_out
+    train, validation = stratified_split(labels[rest], fraction / (1 - fraction), seed)
+    return rest[validation if part == "validation" else train]

@@ -180,7 +180,7 @@ def test_every_kind_has_parts(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("part=test", "part='test'; write part=rest or part=held-out"),
+        ("part=tests", "part='tests'; write part=rest or part=held-out"),
         ("fraction=0.2", "option 'fraction' without a part"),
         ("share=0.5&fraction=0.2", "option 'fraction' without a part"),
         ("share=1.0", "share='1.0' must be a number between 0 and 1"),
@@ -214,3 +214,23 @@ def test_ids_of_a_part_of_a_part_are_those_of_the_file(birds) -> None:
     half = open_source(f"{birds}?part=rest&fraction=0.5")
     quarter = take_part(half, {"part": "held-out", "fraction": "0.5"}, "birds")
     assert set(quarter.arrays()["ids"]) <= set(half.arrays()["ids"])
+
+
+def test_three_parts_are_disjoint_and_whole() -> None:
+    uri = "digits:train?size=400&part={}&fraction=0.15&split_seed=2"
+    parts = [open_source(uri.format(part)).arrays() for part in ("train", "validation", "test")]
+    ids = np.concatenate([part["ids"] for part in parts])
+    assert sorted(ids.tolist()) == list(range(400))
+    sizes = [len(part["ids"]) for part in parts]
+    np.testing.assert_allclose(sizes, [280, 60, 60], atol=6)
+    whole = open_source("digits:train?size=400").arrays()["labels"].mean(axis=0)
+    for part in parts:
+        np.testing.assert_allclose(part["labels"].mean(axis=0), whole, atol=0.03)
+    # Test is what two parts hold out, so it does not move when validation is asked for, too.
+    held_out = open_source("digits:train?size=400&part=held-out&fraction=0.15&split_seed=2")
+    np.testing.assert_array_equal(held_out.arrays()["ids"], parts[2]["ids"])
+
+
+def test_three_parts_leave_rows_to_train_on() -> None:
+    with pytest.raises(DataError, match=r"fraction='0.5' leaves nothing to train on"):
+        open_source("digits:train?size=40&part=test&fraction=0.5")
