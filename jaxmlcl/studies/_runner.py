@@ -164,6 +164,7 @@ def run_study(
     missing: set[str] = set()
     # Files may have changed since an earlier call of this process.
     _checksums.cache_clear()
+    _unseen_ids.cache_clear()
     for number, cell in enumerate(chosen, 1):
         if cell.data.name in cell.method.leaves_out or cell.data.name in missing:
             continue
@@ -209,10 +210,14 @@ def _run_cell(cell: Cell, keep: bool, report: Report) -> None:
         path = cell.folder / f"seed-{seed}.json"
         known = _known(path, made)
         if known is not None and ("failed" in known or path.with_suffix(".npz").exists()):
+            if not cell.data.unseen or "failed" in known or "unseen" in known:
+                continue
+            known["unseen"] = _unseen(path.with_suffix(".npz"), known, cell.data.data)
+            write_atomic(path, json.dumps(known, indent=1) + "\n")
             continue
         # The chosen trial was trained with the first seed: its network is scored as it is.
         run = cell.folder / (f"trial-{best}" if seed == first else f"seed-{seed}")
-        result = _score(path, run, made, choice, seed)
+        result = _score(path, run, made, choice, seed, cell.data.unseen)
         report(f"seed {seed} {told(choice)}: {_headline(result)}")
         if not keep:
             shutil.rmtree(run, ignore_errors=True)
@@ -327,7 +332,7 @@ def _run_trial(path: Path, made: Networks | Fitted, choice: Choice) -> dict[str,
 
 
 def _score(
-    path: Path, run: Path, made: Networks | Fitted, choice: Choice, seed: int
+    path: Path, run: Path, made: Networks | Fitted, choice: Choice, seed: int, unseen: bool
 ) -> dict[str, Any]:
     started = time.perf_counter()
     record: dict[str, Any] = {
@@ -364,12 +369,65 @@ def _score(
         buffer = io.BytesIO()
         np.savez(buffer, **{**arrays, "scores": arrays["scores"].astype(np.float32)})
         write_atomic(path.with_suffix(".npz"), buffer.getvalue())
+        if unseen:
+            record["unseen"] = _unseen(path.with_suffix(".npz"), record, _data(made))
     except NonFiniteError as error:
         record["failed"] = str(error)
     record["data"] = _checksums(_data(made), ("train", "validation", "test"))
     record["seconds"] = time.perf_counter() - started
     write_atomic(path, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _unseen(scored: Path, record: dict[str, Any], data: Data) -> dict[str, Any]:
+    """Measures of the test rows whose inputs do not occur in training, at the same thresholds."""
+    with np.load(scored, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    kept = np.isin(arrays["ids"], _unseen_ids(data))
+    rows = {
+        name: arrays[name][kept] for name in ("scores", "labels", "label_mask") if name in arrays
+    }
+    found = evaluate_scores(
+        rows["scores"],
+        rows["labels"],
+        label_names=[str(label) for label in range(rows["labels"].shape[1])],
+        label_mask=rows.get("label_mask"),
+    )
+    protocols = dict(found["protocols"])
+    chosen = record["protocols"].get("best_on_val")
+    if chosen is not None:
+        # Validation chose a threshold for each measure, whatever rows are scored.
+        protocols["best_on_val"] = {
+            name: multilabel_metrics(
+                rows["scores"],
+                rows["labels"],
+                thresholds=threshold,
+                label_mask=rows.get("label_mask"),
+            )[name]
+            for name, threshold in chosen["thresholds"].items()
+        }
+    return {
+        "rows": int(kept.sum()),
+        "threshold_free": found["threshold_free"],
+        "protocols": protocols,
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def _unseen_ids(data: Data) -> np.ndarray:
+    """Ids of the test rows whose inputs are those of no training row."""
+    arrays = {split: source_arrays(open_split(data, split)) for split in ("train", "test")}
+    if arrays["train"] is None or arrays["test"] is None:
+        raise DataError(f"{data.test}: rows can be compared in sources that fit in memory only")
+    known = {row.tobytes() for row in _comparable(arrays["train"]["inputs"])}
+    kept = [row.tobytes() not in known for row in _comparable(arrays["test"]["inputs"])]
+    ids: np.ndarray = arrays["test"]["ids"][np.array(kept)]
+    return ids
+
+
+def _comparable(inputs: np.ndarray) -> np.ndarray:
+    # Adding 0 turns -0 into 0.
+    return np.ascontiguousarray(inputs, np.float64) + 0.0
 
 
 def _train(experiment: Any, run: Path) -> None:

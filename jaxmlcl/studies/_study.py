@@ -23,6 +23,8 @@ class DataSet:
     """Training, validation and test split."""
     note: str = ""
     """What a reader of its figures has to know."""
+    unseen: bool = False
+    """Whether there is a second table without the test rows whose inputs occur in training."""
 
 
 @dataclasses.dataclass(frozen=True)

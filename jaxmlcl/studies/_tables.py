@@ -46,6 +46,8 @@ class Row:
     seconds: float | None = None
     source: str = ""
     note: str = ""
+    scored: int | None = None
+    """How many test rows, where it is not all of them."""
 
 
 def write_tables(
@@ -103,6 +105,20 @@ def rows(table: Table, data: DataSet, folder: Path) -> Iterator[Row]:
     part = Study("", "", (dataclasses.replace(table, sets=(data,)),))
     for cell in cells(part, folder):
         yield from _rows_of(cell)
+
+
+def unseen_rows(table: Table, data: DataSet, folder: Path) -> Iterator[Row]:
+    """The lines of the test rows whose inputs do not occur in training, where they are wanted."""
+    part = Study("", "", (dataclasses.replace(table, sets=(data,)),))
+    for cell in cells(part, folder) if data.unseen else ():
+        results = [result for result in cell.results() if "unseen" in result]
+        if results:
+            found = [result["unseen"] for result in results]
+            seeds = tuple(result["seed"] for result in results)
+            trials = str(len(cell.trials()))
+            yield Row(
+                cell.method.name, _values(found), seeds, trials=trials, scored=found[0]["rows"]
+            )
 
 
 def _reference_row(reference: Reference) -> Row:
@@ -210,6 +226,30 @@ def _set_part(table: Table, data: DataSet, folder: Path) -> list[str]:
         parts.append(data.note.strip() + "\n")
     if not any(line.values for line in lines if not line.source):
         return [*parts, "Not run: no results are at hand.\n"]
+    parts.append(_lines_grid(table, lines))
+    without = list(unseen_rows(table, data, folder))
+    if without:
+        parts.append(
+            f"The same scores on the {without[0].scored} test rows whose inputs do not occur in "
+            "training:\n"
+        )
+        parts.append(_lines_grid(table, without))
+    sources: dict[str, list[str]] = {}
+    for line in lines:
+        if line.source:
+            sources.setdefault(line.source, []).append(f"*{line.name}*")
+    if sources:
+        parts.append(
+            "; ".join(f"{', '.join(names)}: {source}" for source, names in sources.items()) + ".\n"
+        )
+    chosen = [f"{line.name} {line.chosen}" for line in lines if line.chosen and line.trials != "1"]
+    if chosen:
+        parts.append("Chosen on validation: " + "; ".join(chosen) + ".\n")
+    parts += [*_difference_lines(table, data, folder), _data_line(table, data, folder)]
+    return parts
+
+
+def _lines_grid(table: Table, lines: Sequence[Row]) -> str:
     keys = columns(table)
     group = _groups(table)
     headings = [
@@ -225,20 +265,7 @@ def _set_part(table: Table, data: DataSet, folder: Path) -> list[str]:
             name += f" ({line.note})"
         own = ["", ""] if line.source else [line.trials, str(count or "")]
         body.append([name, *(figure(line.values.get(key)) for key in keys), *own])
-    parts.append(_grid(head, body))
-    sources: dict[str, list[str]] = {}
-    for line in lines:
-        if line.source:
-            sources.setdefault(line.source, []).append(f"*{line.name}*")
-    if sources:
-        parts.append(
-            "; ".join(f"{', '.join(names)}: {source}" for source, names in sources.items()) + ".\n"
-        )
-    chosen = [f"{line.name} {line.chosen}" for line in lines if line.chosen and line.trials != "1"]
-    if chosen:
-        parts.append("Chosen on validation: " + "; ".join(chosen) + ".\n")
-    parts += [*_difference_lines(table, data, folder), _data_line(table, data, folder)]
-    return parts
+    return _grid(head, body)
 
 
 def _difference_lines(table: Table, data: DataSet, folder: Path) -> list[str]:
@@ -294,16 +321,16 @@ def _csv(study: Study, folder: Path) -> str:
     )
     for table in study.tables:
         for data in table.sets:
-            for line in rows(table, data, folder):
-                if line.source:
-                    continue
+            lines = [(data.name, line) for line in rows(table, data, folder) if not line.source]
+            lines += [(f"{data.name}, unseen", line) for line in unseen_rows(table, data, folder)]
+            for where, line in lines:
                 for key, values in line.values.items():
                     protocol, _, measure = key.rpartition("/")
                     for seed, value in zip(line.seeds, values, strict=True):
                         writer.writerow(
                             [
                                 table.name,
-                                data.name,
+                                where,
                                 line.name,
                                 line.trials,
                                 line.chosen,

@@ -84,7 +84,7 @@ def test_a_whole_set_of_mulan_from_its_two_files(shared_data: Path) -> None:
     ]
     sizes = [len(part) for part in parts]
     assert sum(sizes) == 2417
-    assert all(abs(size / 2417 - share) < 0.01 for size, share in zip(sizes, (0.8, 0.1, 0.1), strict=True))
+    np.testing.assert_allclose(np.array(sizes) / 2417, [0.8, 0.1, 0.1], atol=0.01)
     ids = np.concatenate([part.arrays()["ids"] for part in parts])
     assert len(set(ids.tolist())) == 2417
     rates = [part.arrays()["labels"].mean(axis=0) for part in parts]
