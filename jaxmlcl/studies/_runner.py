@@ -401,7 +401,7 @@ def _unseen(scored: Path, record: dict[str, Any], data: Data) -> dict[str, Any]:
             name: multilabel_metrics(
                 rows["scores"],
                 rows["labels"],
-                thresholds=threshold,
+                threshold=threshold,
                 label_mask=rows.get("label_mask"),
             )[name]
             for name, threshold in chosen["thresholds"].items()

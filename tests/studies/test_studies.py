@@ -15,7 +15,7 @@ import pytest
 from jaxmlcl.cli import main
 from jaxmlcl.config import MLP, Classification, Data, Experiment, Optimizer, Stage, steps
 from jaxmlcl.errors import ConfigError, NonFiniteError, UserError
-from jaxmlcl.evaluation import bootstrap_replicates
+from jaxmlcl.evaluation import bootstrap_replicates, multilabel_metrics
 from jaxmlcl.studies import (
     DataSet,
     Fitted,
@@ -364,6 +364,57 @@ def test_differences_are_paired_and_from_the_best_baseline_on_validation(data, t
     shift = difference.value - drawn.mean()
     expected = np.quantile(drawn, [0.025, 0.975]) + shift
     assert (difference.low, difference.high) == pytest.approx(tuple(expected))
+
+
+def test_test_rows_that_occur_in_training_are_left_out_in_a_table_of_their_own(data, tmp_path):
+    with np.load(data.train) as train, np.load(data.test) as test:
+        inputs = np.concatenate([test["features"], train["features"][:10]])
+        labels = np.concatenate([test["labels"], 1 - train["labels"][:10]])
+        new = dict(test)
+    np.savez(data.test, features=inputs, labels=labels)
+    study, folder = study_of(data), tmp_path / "study"
+    run_study(study, folder)
+    assert "unseen" not in stored(folder, "leaning")["seed-3"]
+    document = tmp_path / "results.md"
+    write_tables(study, "tiny", folder, document)
+    assert "do not occur in training" not in document.read_text()
+
+    # Results that are there get what they lack; the networks are not run again.
+    study = study_of(data, sets=(DataSet("tiny", data, unseen=True),))
+    lines: list[str] = []
+    run_study(study, folder, report=lines.append)
+    assert lines == []
+    for seed in ("seed-3", "seed-5"):
+        record = stored(folder, "noisy")[seed]
+        with np.load(folder / "one" / "tiny" / "noisy" / f"{seed}.npz") as scored:
+            scores = scored["scores"][:40]
+        assert record["unseen"]["rows"] == 40
+        free = multilabel_metrics(scores, new["labels"])
+        for name in ("map", "precision_at_1"):
+            assert record["unseen"]["threshold_free"][name] == pytest.approx(free[name])
+            assert record["threshold_free"][name] < free[name]
+        chosen = record["protocols"]["best_on_val"]["thresholds"]
+        for name in ("micro_f1", "example_f1", "hamming_accuracy"):
+            at = multilabel_metrics(scores, new["labels"], threshold=chosen[name])[name]
+            assert record["unseen"]["protocols"]["best_on_val"][name] == pytest.approx(at)
+        best = max(
+            multilabel_metrics(scores, new["labels"], threshold=t / 10)["micro_f1"]
+            for t in range(1, 10)
+        )
+        assert record["unseen"]["protocols"]["paper"]["micro_f1"] == pytest.approx(best)
+
+    fresh = tmp_path / "fresh"
+    run_study(study, fresh)
+    unseen = stored(fresh, "noisy")["seed-5"]["unseen"]
+    assert unseen == stored(folder, "noisy")["seed-5"]["unseen"]
+    _, values, latex, _ = write_tables(study, "tiny", fresh, document)
+    assert (
+        "The same scores on the 40 test rows whose inputs do not occur in" in document.read_text()
+    )
+    assert f"tiny,noisy,2,(lean 3.0),5,,map,{unseen['threshold_free']['map']:.6f}" not in (
+        values.read_text()
+    )
+    assert '"tiny, unseen",noisy,2,' in values.read_text()
 
 
 def test_tables_of_a_part_hold_that_part(data, tmp_path):
