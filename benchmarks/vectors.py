@@ -1,4 +1,4 @@
-"""Speed on vectors: pretraining on Yeast, and average precision, beside their peers in one run.
+"""Speed on vectors: pretraining on Yeast, C-GMVAE, and average precision, beside their peers.
 
     make bench
     python -m benchmarks.vectors --help
@@ -12,6 +12,8 @@ apart. Without PyTorch only our side runs.
 
 On a machine that others use, --processor-time gives ratios that hold: one core, the processor's
 seconds, a DataLoader without workers.
+
+C-GMVAE's loops are compared at the shapes of Yeast and of delicious (`benchmarks/cgmvae.py`).
 
 JAXMLCL_DATA (or --data) names the folder of the data; without it, data of Yeast's shape are made.
 Exits with 1 if the two sides do not compute the same, never for a time.
@@ -33,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cgmvae import bench_cgmvae
 from benchmarks.clock import PROCESSOR_TIME
 from benchmarks.machine import BUSY, machine
 from benchmarks.measures import bench_measures
@@ -75,6 +78,10 @@ def main() -> int:
             report["pretraining"] = bench_pretraining(
                 options, cores, Path(folder), report["checks"]
             )
+        if "cgmvae" in options.only:
+            report["cgmvae"] = bench_cgmvae(
+                options.repetitions, options.steps // 5, cores, Path(folder), report["checks"]
+            )
         if "measures" in options.only:
             report["average_precision"] = bench_measures(options.repetitions, report["checks"])
     report["load_after"] = os.getloadavg()[0]
@@ -103,7 +110,7 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="on one core by processor time, which other programs hardly change (Linux)",
     )
-    choices = ("loop", "measures")
+    choices = ("loop", "cgmvae", "measures")
     parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="sections")
     return parser.parse_args()
 

@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 def test_vectors(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     short = ["--repetitions", "1", "--steps", "20", "--peer-steps", "2", "--workers", "0"]
-    words = ["-m", "benchmarks.vectors", "--only", "loop", *short, "--json", str(file)]
+    words = ["-m", "benchmarks.vectors", "--only", "loop", "cgmvae", *short, "--json", str(file)]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(file.read_text())
@@ -40,8 +40,15 @@ def test_vectors(tmp_path: Path) -> None:
     }
     assert all(rate > 0 for of_name in rates.values() for [rate] in of_name.values())
     assert ("pip install" in done.stdout) is not has_peer
+    for name in ("yeast", "delicious"):
+        found = report["cgmvae"][name]["steps_per_second"]
+        assert set(found) == {"jaxmlcl", *(("torch",) if has_peer else ())}
+        assert all(rate > 0 for [rate] in found.values())
     if has_peer:
-        assert set(report["checks"]) == {"loss at batch 64", "loss at batch 256", "parameters"}
+        assert set(report["checks"]) == {
+            *("loss at batch 64", "loss at batch 256", "parameters"),
+            *("C-GMVAE, yeast", "C-GMVAE, delicious"),
+        }
         ratio = report["pretraining"]["times_as_fast"]["torch step"]["64"][0]
         assert ratio == rates["jaxmlcl loop"]["64"][0] / rates["torch step"]["64"][0]
 
