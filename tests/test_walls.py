@@ -55,6 +55,7 @@ ARRAY_ROOMS = {
 
 # Libraries that only these rooms may know, so that each can be exchanged in one place.
 HOMES = {
+    "PIL": {"data"},
     "arff": {"data"},
     "cattrs": {"config"},
     "flax": {"models", "methods"},
@@ -62,6 +63,7 @@ HOMES = {
     "h5py": {"data"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
+    "msgspec": {"data"},
     "optax": {"training", "enhancement"},
     "orbax": {"training"},
     "sklearn": {"baselines", "data", "enhancement", "estimators"},

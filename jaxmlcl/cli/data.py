@@ -10,7 +10,8 @@ from jaxmlcl.cli import Parser
 
 _ABOUT = """\
 Describe the splits of a data set, training first: counts, labels, rows that occur twice within a
-split or across splits, and problems. Every row is read, nothing is changed.
+split or across splits, and problems. Every row is read, nothing is changed. Image files are read
+with --check-images only; whether they are there is always looked at.
 """
 
 
@@ -40,6 +41,11 @@ def run(words: list[str]) -> None:
         metavar="COUNT",
         help="labels in the table, the most frequent first; 0 for all (default: 20)",
     )
+    parser.add_argument(
+        "--check-images",
+        action="store_true",
+        help="decode every image file, on all cores, and compare their contents",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     options = parser.read(words)
     if options.labels < 0:
@@ -49,7 +55,8 @@ def run(words: list[str]) -> None:
     from jaxmlcl.data.inspect import inspect_sources
 
     document = inspect_sources(
-        [(uri, open_source(uri, root=options.root)) for uri in options.sources]
+        [(uri, open_source(uri, root=options.root)) for uri in options.sources],
+        check_images=options.check_images,
     )
     if options.json:
         print(json.dumps(document, indent=2, allow_nan=False))
@@ -82,7 +89,7 @@ def tables(document: dict[str, Any], most: int) -> Iterator[str]:
             [
                 key,
                 str(source["num_rows"]),
-                "x".join(map(str, source["input_shape"])),
+                "x".join(map(str, source["input_shape"])) or "files",
                 str(source["num_labels"]),
                 f"{source['cardinality']:.2f}",
                 f"{source['density']:.4f}",
@@ -93,6 +100,7 @@ def tables(document: dict[str, Any], most: int) -> Iterator[str]:
             ]
         )
     yield from _aligned(rows)
+    yield from _of_images(keys, sources)
     labels = sorted(document["labels"], key=lambda label: -label["positives"][0])
     shown = labels[: most or None]
     yield ""
@@ -123,6 +131,21 @@ def tables(document: dict[str, Any], most: int) -> Iterator[str]:
         for title in sorted(titles, key=len, reverse=True):
             problem = problem.replace(title, titles[title])
         yield f"  {problem}"
+
+
+def _of_images(keys: Sequence[str], sources: Sequence[dict[str, Any]]) -> Iterator[str]:
+    described = [
+        (key, one["images"]) for key, one in zip(keys, sources, strict=True) if "images" in one
+    ]
+    if not described:
+        return
+    rows = [["image files", "missing", "undecodable", "smallest", "largest"]]
+    for key, images in described:
+        sizes = ["x".join(map(str, size)) for size in images.get("sizes", [])] or ["-", "-"]
+        checked = str(images.get("undecodable", "not checked"))
+        rows.append([key, str(images["missing"]), checked, *sizes])
+    yield ""
+    yield from _aligned(rows)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,30 +18,37 @@ from jaxmlcl.errors import DataError
 
 
 class _Content(NamedTuple):
-    # A digest of each record's inputs, the labels, which of them are known (None: all), and which
-    # features never change.
-    digests: list[bytes]
+    # A digest of each record's inputs (None where they were not read), the labels, which of them
+    # are known (None: all), and which features never change.
+    digests: list[bytes | None]
     labels: np.ndarray
     known: np.ndarray | None
     constant: list[str]
+    images: dict[str, Any] | None = None
 
 
-def inspect_sources(sources: Sequence[tuple[str, Source]], pairs: int = 10) -> dict[str, Any]:
+def inspect_sources(
+    sources: Sequence[tuple[str, Source]], pairs: int = 10, check_images: bool = False
+) -> dict[str, Any]:
     """Describe sources that are the splits of one data set, training first.
 
     Args:
-      sources: what each is called, and the source; every record is read once.
+      sources: what each is called, and the source; every record is read once, but image files
+        only if they are to be checked.
       pairs: how many pairs of labels to list under "co_occurrences".
+      check_images: whether image files are read and decoded, by as many threads as there are cores.
 
     Returns:
       A document that JSON can hold. "sources": for each its counts; "cardinality", labels per row;
       "density", the share of the known cells that are positive; "label_sets", how many different
       ones; "duplicate_rows", rows whose inputs occur in an earlier row, and "conflicting_rows",
-      those among them with other labels. "labels": for each its positives in every source. Where
-      labels are unknown, they count as not positive, and "unknown_labels" of a source and "unknown"
-      of a label say how many there are. "overlaps": for each two sources the rows of the later
-      whose inputs occur in the earlier. "co_occurrences": the pairs of labels of the first source
-      with the largest Jaccard index, rows with both / rows with either. "problems": sentences.
+      those among them with other labels; of image files "images": how many are "missing" and, if
+      they are checked, "undecodable", and the smallest and largest "sizes". "labels": for each its
+      positives in every source. Where labels are unknown, they count as not positive, and
+      "unknown_labels" of a source and "unknown" of a label say how many there are. "overlaps": for
+      each two sources the rows of the later whose inputs occur in the earlier. "co_occurrences":
+      the pairs of labels of the first source with the largest Jaccard index, rows with both / rows
+      with either. "problems": sentences.
 
     Raises:
       DataError: no source, one twice, or sources with different labels or shapes of inputs.
@@ -78,7 +89,10 @@ def inspect_sources(sources: Sequence[tuple[str, Source]], pairs: int = 10) -> d
                 f"{title} has inputs of shape {source.metadata.input_shape}, {titles[0]} of "
                 f"{first.input_shape}; inspect splits of one data set"
             )
-    contents = [_read(source) for _, source in sources]
+    contents = [
+        _read_files(source, check_images) if source.metadata.kind == "encoded" else _read(source)
+        for _, source in sources
+    ]
     positives = np.stack([content.labels.sum(axis=0, dtype=int) for content in contents], axis=1)
     overlaps = [
         _overlap(titles, contents, earlier, later)
@@ -107,7 +121,7 @@ def inspect_sources(sources: Sequence[tuple[str, Source]], pairs: int = 10) -> d
 
 
 def _read(source: Source) -> _Content:
-    digests: list[bytes] = []
+    digests: list[bytes | None] = []
     labels = np.empty((len(source), source.metadata.num_labels), np.uint8)
     known = np.ones(labels.shape, bool) if source.metadata.unknown_labels else None
     is_vector = source.metadata.kind == "vector"
@@ -131,6 +145,47 @@ def _read(source: Source) -> _Content:
     return _Content(digests, labels, known, constant)
 
 
+def _read_files(source: Any, check: bool) -> _Content:
+    missing = source.missing()
+    images: dict[str, Any] = {"missing": len(missing)}
+    digests: list[bytes | None] = [None] * len(source)
+    if len(missing):
+        images["first_missing"] = source.place(int(missing[0]))
+    if check:
+        rows = np.setdiff1d(np.arange(len(source)), missing).tolist()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(lambda row: _decoded(source.read(row)), rows, chunksize=16))
+        sizes: list[tuple[int, int]] = []
+        bad = [row for row, (_, size) in zip(rows, found, strict=True) if size is None]
+        for row, (digest, size) in zip(rows, found, strict=True):
+            digests[row] = digest
+            if size is not None:
+                sizes.append(size)
+        images["undecodable"] = len(bad)
+        if bad:
+            images["first_undecodable"] = source.place(bad[0])
+        if sizes:
+            ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+            images["sizes"] = [list(ordered[0]), list(ordered[-1])]
+    return _Content(digests, source.labels(), source.label_mask(), [], images)
+
+
+def _decoded(content: bytes) -> tuple[bytes, tuple[int, int] | None]:
+    """A digest of a file's content, and width and height in pixels if all of it can be decoded."""
+    from PIL import Image
+
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    try:
+        with warnings.catch_warnings():
+            # A small file that says it is enormous is no image to train on.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+                return digest, image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
+        return digest, None
+
+
 def _unknown(content: _Content) -> np.ndarray:
     # How many labels are unknown, [L].
     count = np.zeros(content.labels.shape[1], int)
@@ -140,14 +195,17 @@ def _unknown(content: _Content) -> np.ndarray:
 def _repeats(content: _Content) -> tuple[int, int]:
     # Rows whose inputs occur in an earlier row, and those of them that contradict the first one.
     first: dict[bytes, int] = {}
-    conflicts = 0
+    conflicts = read = 0
     for row, digest in enumerate(content.digests):
+        if digest is None:
+            continue
+        read += 1
         seen = first.setdefault(digest, row)
         differs = content.labels[seen] != content.labels[row]
         if content.known is not None:
             differs &= content.known[seen] & content.known[row]
         conflicts += bool(differs.any())
-    return len(content.digests) - len(first), conflicts
+    return read - len(first), conflicts
 
 
 def _describe(title: str, source: Source, content: _Content) -> dict[str, Any]:
@@ -175,13 +233,14 @@ def _describe(title: str, source: Source, content: _Content) -> dict[str, Any]:
         "duplicate_rows": duplicates,
         "conflicting_rows": conflicts,
         **({"unknown_labels": unknown} if unknown else {}),
+        **({"images": content.images} if content.images is not None else {}),
     }
 
 
 def _overlap(
     titles: Sequence[str], contents: Sequence[_Content], earlier: int, later: int
 ) -> dict[str, Any]:
-    known = set(contents[earlier].digests)
+    known = set(contents[earlier].digests) - {None}
     rows = sum(digest in known for digest in contents[later].digests)
     return {
         "source": titles[later],
@@ -231,6 +290,16 @@ def _problems(
                 f"{title}: {one['duplicate_rows']} of {rows} rows repeat the inputs of an earlier "
                 "row" + (also if one["conflicting_rows"] else "")
             )
+        images = one.get("images", {})
+        for what, words in (
+            ("missing", "files are not there"),
+            ("undecodable", "files cannot be decoded"),
+        ):
+            if images.get(what):
+                found.append(
+                    f"{title}: {images[what]} of {rows} {words}; the first is "
+                    f"{images['first_' + what]}"
+                )
         if one["unlabelled_rows"]:
             found.append(f"{title}: {one['unlabelled_rows']} of {rows} rows have no label")
         if one["constant_features"]:

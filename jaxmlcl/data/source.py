@@ -30,7 +30,7 @@ from jaxmlcl.data._checks import (
 )
 from jaxmlcl.errors import DataError
 
-Kind = Literal["vector", "image"]
+Kind = Literal["vector", "image", "encoded"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class SourceMetadata:
     Args:
       name: a short name for tables and reports.
       label_names: the `L` label names, in the order of the label columns.
-      input_shape: the shape of one record's inputs: `(d,)`, or `(height, width, channels)`.
-      input_dtype: the NumPy name of the inputs' type.
-      kind: "vector" or "image".
+      input_shape: the shape of one record's inputs: `(d,)`, or `(height, width, channels)`; `()`
+        for encoded images, each of a size of its own.
+      input_dtype: the NumPy name of the inputs' type, or "bytes".
+      kind: "vector", "image", or "encoded", image files as they are.
       fingerprint: SHA-256, hexadecimal, of the content or of the recipe that makes it.
       unknown_labels: whether some labels may be unknown; records and arrays then have a
         "label_mask".
@@ -83,7 +84,7 @@ class SourceMetadata:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels; None for vectors."""
+        """Height and width in pixels; None for vectors and for files of any size."""
         return (self.input_shape[0], self.input_shape[1]) if self.kind == "image" else None
 
 
@@ -299,6 +300,21 @@ _SCHEMES = {
         "jaxmlcl.data.openml:open_openml",
         ("labels", "version", "missing", "unknown"),
         identity={"version": ""},
+    ),
+    "coco": _Opener(
+        "jaxmlcl.data.images.coco:open_coco",
+        ("images", "crowd", "empty", "missing", "unknown"),
+        identity={},
+    ),
+    "voc": _Opener(
+        "jaxmlcl.data.images.voc:open_voc",
+        ("set", "difficult", "from", "empty", "missing"),
+        identity={"set": "trainval"},
+    ),
+    "folder": _Opener(
+        "jaxmlcl.data.images.folder:open_folder",
+        ("split", "unknown", "empty", "missing"),
+        identity={},
     ),
 }
 _ENDINGS = {

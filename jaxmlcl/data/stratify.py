@@ -78,11 +78,11 @@ def stratified_split(labels: Any, fraction: float, seed: int = 0) -> tuple[np.nd
 _TWO, _THREE = ("rest", "held-out"), ("train", "validation", "test")
 
 
-def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySource:
+def take_part(source: Source, options: Mapping[str, str], where: str) -> Source:
     """The part of a source in memory that `open_source`'s options ask for.
 
     Args:
-      source: the whole.
+      source: the whole, in memory, or with `labels()` and `subset(rows, name)`.
       options: `part`, "rest" or "held-out", or one of three, "train", "validation" and "test";
         `fraction`, the share that is held out, 0.2 if absent, or that of validation and of test
         each, 0.1 if absent; `split_seed`, 0 if absent; `share`, the share of those rows to take,
@@ -121,21 +121,26 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> ArraySo
             "write less than 0.5"
         )
     seed = integer_option(options, "split_seed", default=0, low=0, high=2**63 - 1, where=where)
+    subset: Any = getattr(source, "subset", None)
     arrays: Any = getattr(source, "arrays", None)
-    if arrays is None:
+    if arrays is None and subset is None:
         raise DataError(f"{where}: parts can be taken of sources that fit in memory only")
-    whole = arrays()
+    whole = {} if arrays is None else arrays()
+    labels = source.labels() if arrays is None else whole["labels"]  # type: ignore[attr-defined]
     rows, name = np.arange(len(source)), source.metadata.name
     if part is not None:
-        rows = _rows(whole["labels"], part, fraction, seed)
+        rows = _rows(labels, part, fraction, seed)
         name = f"{name}-{part}"
     if "share" in options:
         share = fraction_option(options, "share", default="1", where=where)
-        rows = rows[stratified_split(whole["labels"][rows], share, seed)[1]]
+        rows = rows[stratified_split(labels[rows], share, seed)[1]]
         name = f"{name}-{share:g}"
     if len(rows) == 0:
         asked = f"share {options['share']}" if "share" in options else f"part {part!r}"
         raise DataError(f"{where}: {asked} of {len(source)} rows is empty")
+    if arrays is None:
+        part_of: Source = subset(rows, name)
+        return part_of
     return ArraySource(
         whole["inputs"][rows],
         whole["labels"][rows],

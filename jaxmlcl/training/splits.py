@@ -166,7 +166,13 @@ def open_split(data: Data, name: str) -> Source:
     uri = getattr(data, name)
     if uri is None:
         raise ConfigError(f"data.{name}: the experiment names no {name} split; give --data.{name}")
-    return open_source(uri, root=data.root)
+    source = open_source(uri, root=data.root)
+    if source.metadata.kind == "encoded":
+        raise DataError(
+            f"data.{name}: {uri} are image files, which can be inspected (jaxmlcl data inspect) "
+            "but not trained on yet"
+        )
+    return source
 
 
 def check_same_labels(

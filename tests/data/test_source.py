@@ -185,7 +185,7 @@ def test_messages_say_where() -> None:
     [
         (
             "vectors.txt",
-            "unknown kind of source; supported are .arff, .csv, .h5, .*digits:, openml:",
+            "unknown kind of source; supported are .arff, .csv, .h5, .*digits:, .*openml:",
         ),
         ("", "unknown kind of source"),
         ("digit:train", r"unknown kind of source \(did you mean 'digits'\?\)"),
