@@ -116,10 +116,15 @@ def test_images_that_are_missing_are_named_or_left_out(place: Path) -> None:
 def test_lvis_names_images_by_address_and_says_what_is_absent(place: Path) -> None:
     document = coco()
     for image, absent in zip(document["images"], ([1], [], [1, 90]), strict=True):
-        image["coco_url"] = "http://images.cocodataset.org/val2017/" + image.pop("file_name")
+        folder = "train2017" if image["id"] == 4 else "val2017"
+        image["coco_url"] = f"http://images.cocodataset.org/{folder}/" + image.pop("file_name")
         image["neg_category_ids"] = absent
     write(place, document)
+    (place / "train2017").mkdir()
+    (place / "val2017" / "a.jpg").rename(place / "train2017" / "a.jpg")
     source = open_source(f"{URI}?unknown=mask", root=place)
+    assert source.place(1) == str(place / "train2017" / "a.jpg")
+    assert len(source.missing()) == 0
     assert source.metadata.unknown_labels
     assert source.label_mask().tolist() == [
         [True, True, False],
@@ -310,6 +315,9 @@ def test_unknown_labels_of_a_folder(tmp_path: Path) -> None:
         ("labels.csv", "file,labels\na.jpg,\n", "no image has a label"),
         ("labels.csv", "file,sea\n", "lists no image"),
         ("labels.csv", "file,sea\n../a.jpg,1\n", "leaves the folder"),
+        ("labels.csv", "file,sea\n./a.jpg,1\n", "cannot be the name of a file"),
+        ("labels.csv", "file,sea\n,1\n", "'' cannot be the name of a file"),
+        ("labels.jsonl", '{"file": "\\ud800.jpg", "labels": ["x"]}\n', "cannot be the name"),
         ("labels.jsonl", "{\n", "line 1: not JSON"),
         ("labels.jsonl", '{"labels": []}\n', "not an object with a text 'file'"),
         ("labels.jsonl", '{"file": "a", "labels": "x"}\n', "'labels' is not a list of names"),

@@ -1,5 +1,5 @@
-"""Sources of photographs: files that are encoded, listed with their labels, and read one by one."""
+"""Sources of photographs: encoded images, listed with their labels, and read one by one."""
 
-from jaxmlcl.data.images._source import EncodedSource
+from jaxmlcl.data.images._source import EncodedSource, FileSource
 
-__all__ = ["EncodedSource"]
+__all__ = ["EncodedSource", "FileSource"]

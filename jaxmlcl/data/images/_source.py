@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -49,61 +50,42 @@ class Names:
         return found.digest()
 
 
-class EncodedSource:
-    """Records that are encoded image files of any size, opened when they are asked for.
+class EncodedSource(abc.ABC):
+    """Records that are encoded images of any size, read when they are asked for.
 
     `source[i]` is `{"inputs": bytes, "labels": uint8 [L], "id": int}`, with "label_mask" where some
-    labels are unknown. The fingerprint is that of names, labels and ids; the files' contents have
-    no part in it, for they would all have to be read.
+    labels are unknown. Labels are kept as bits.
 
     Args:
-      folder: below which the files lie.
-      files: `n` different names relative to it, with "/" between folders.
-      labels: `[n, L]`, 0 or 1; kept as bits.
+      labels: `[n, L]`, 0 or 1.
       name: a short name for tables and reports.
       label_names: `L` different names.
       ids: `[n]` different whole numbers from 0 to 2**31 - 1; the row numbers if left out.
-      where: what messages call the source.
+      where: what messages call the source; its name if left out.
       label_mask: `[n, L]`, True where the label is known; everywhere if left out.
+      content: a digest of what the images are, for the fingerprint.
 
     Raises:
-      DataError: no rows or labels, names that leave the folder or occur twice, arrays that do not
-        fit together.
-
-    Example:
-      >>> import tempfile
-      >>> folder = Path(tempfile.mkdtemp())
-      >>> _ = (folder / "a.jpg").write_bytes(b"...")
-      >>> source = EncodedSource(folder, ["a.jpg"], [[1, 0]], name="tiny", label_names="ab")
-      >>> source[0]["inputs"], source[0]["labels"]
-      (b'...', array([1, 0], dtype=uint8))
+      DataError: no rows or labels, or arrays that do not fit together.
     """
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
-        files: Sequence[str] | Names,
         labels: Any,
         *,
         name: str,
         label_names: Iterable[str],
-        ids: Any = None,
-        where: str | None = None,
-        label_mask: Any = None,
+        ids: Any,
+        where: str | None,
+        label_mask: Any,
+        content: bytes,
     ) -> None:
         self._where = name if where is None else where
-        self._folder = os.fspath(folder)
-        if not isinstance(files, Names):
-            check_files(files, self._where)
-            files = Names(files)
-        self._files = files
         labels = np.asarray(labels, np.uint8)
-        if len(files) == 0:
-            raise DataError(f"{self._where}: no images; at least one is needed")
-        if labels.ndim != 2 or len(labels) != len(files) or labels.shape[1] == 0:
+        if labels.ndim != 2 or 0 in labels.shape:
             raise DataError(
-                f"{self._where}: labels have shape {labels.shape} for {len(files)} images; "
-                "expected a row for each, and at least one label"
+                f"{self._where}: labels have shape {labels.shape}; expected a row for each image, "
+                "and at least one image and one label"
             )
         label_names = check_names(label_names, labels.shape[1], "label", self._where)
         known = None if label_mask is None else np.asarray(label_mask, bool)
@@ -114,9 +96,9 @@ class EncodedSource:
         self._count = labels.shape[1]
         self._labels = np.packbits(labels, axis=1)
         self._known = None if known is None else np.packbits(known, axis=1)
-        given = None if ids is None else check_ids(ids, len(files), self._where)
-        self.ids: np.ndarray = np.arange(len(files), dtype=np.int32) if given is None else given
-        digest = hashlib.sha256(files.digest())
+        given = None if ids is None else check_ids(ids, len(labels), self._where)
+        self.ids: np.ndarray = np.arange(len(labels), dtype=np.int32) if given is None else given
+        digest = hashlib.sha256(content)
         for bits in (self._labels, self._known, self.ids.astype("<i4")):
             digest.update(b"" if bits is None else bits.tobytes())
         digest.update(json.dumps(label_names).encode())
@@ -136,7 +118,7 @@ class EncodedSource:
         return self._metadata
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.ids)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         row = checked_index(index, len(self))
@@ -151,36 +133,29 @@ class EncodedSource:
 
     def __repr__(self) -> str:
         return (
-            f"EncodedSource({self._metadata.name!r}, n={len(self)}, labels={self._count}, "
+            f"{type(self).__name__}({self._metadata.name!r}, n={len(self)}, labels={self._count}, "
             f"fingerprint={self._metadata.fingerprint[:12]})"
         )
 
+    @abc.abstractmethod
     def read(self, row: int) -> bytes:
-        """The bytes of a row's file.
+        """The bytes of a row's image.
 
         Raises:
-          DataError: it is not there, or cannot be read.
+          DataError: they cannot be read.
         """
-        try:
-            with open(self.file(row), "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            raise DataError(
-                f"{self._where}: {self.file(row)} is listed but not there; fetch it, or leave out "
-                "what is missing with ?missing=drop"
-            ) from None
-        except OSError as error:
-            raise DataError(
-                f"{self.file(row)}: cannot be read: {error.strerror or error}"
-            ) from None
 
-    def file(self, row: int) -> str:
-        """The path of a row's file."""
-        return os.path.join(self._folder, self._files[row])
-
+    @abc.abstractmethod
     def place(self, row: int) -> str:
         """Where a row's image lies, for messages."""
-        return self.file(row)
+
+    @abc.abstractmethod
+    def subset(self, rows: np.ndarray, name: str) -> EncodedSource:
+        """Some rows, with their ids, under another name."""
+
+    def missing(self) -> np.ndarray:
+        """The rows whose images are known not to be there, ascending."""
+        return np.zeros(0, np.int64)
 
     def labels(self) -> np.ndarray:
         """All labels, uint8 [n, L], without opening an image; 0 where unknown."""
@@ -190,19 +165,101 @@ class EncodedSource:
         """Where labels are known, bool [n, L]; None where all are."""
         return None if self._known is None else self._unpacked(self._known).astype(bool)
 
-    def subset(self, rows: np.ndarray, name: str) -> EncodedSource:
-        """Some rows, with their ids, under another name."""
+    def _unpacked(self, bits: np.ndarray) -> np.ndarray:
+        return np.unpackbits(bits, axis=-1, count=self._count)
+
+    def _settings(self, rows: np.ndarray, name: str) -> dict[str, Any]:
+        """What a subset has of this one."""
         mask = self.label_mask()
-        return EncodedSource(
-            self._folder,
-            self._files.take(rows),
-            self.labels()[rows],
+        return {
+            "labels": self.labels()[rows],
+            "name": name,
+            "label_names": self._metadata.label_names,
+            "ids": self.ids[rows],
+            "where": self._where,
+            "label_mask": None if mask is None else mask[rows],
+        }
+
+
+class FileSource(EncodedSource):
+    """Encoded images that are files of a folder.
+
+    The fingerprint is that of names, labels and ids; the files' contents have no part in it, for
+    they would all have to be read.
+
+    Args:
+      folder: below which the files lie.
+      files: `n` different names relative to it, with "/" between folders.
+      labels: `[n, L]`, 0 or 1.
+      **settings: as in `EncodedSource`.
+
+    Raises:
+      DataError: as `EncodedSource`; names that leave the folder or occur twice.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> _ = (folder / "a.jpg").write_bytes(b"...")
+      >>> source = FileSource(folder, ["a.jpg"], [[1, 0]], name="tiny", label_names="ab")
+      >>> source[0]["inputs"], source[0]["labels"]
+      (b'...', array([1, 0], dtype=uint8))
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        files: Sequence[str] | Names,
+        labels: Any,
+        *,
+        name: str,
+        label_names: Iterable[str],
+        ids: Any = None,
+        where: str | None = None,
+        label_mask: Any = None,
+    ) -> None:
+        self._folder = os.fspath(folder)
+        if not isinstance(files, Names):
+            check_files(files, name if where is None else where)
+            files = Names(files)
+        self._files = files
+        super().__init__(
+            labels,
             name=name,
-            label_names=self._metadata.label_names,
-            ids=self.ids[rows],
-            where=self._where,
-            label_mask=None if mask is None else mask[rows],
+            label_names=label_names,
+            ids=ids,
+            where=where,
+            label_mask=label_mask,
+            content=files.digest(),
         )
+        if len(files) != len(self):
+            raise DataError(f"{self._where}: {len(files)} images, but {len(self)} rows of labels")
+
+    def read(self, row: int) -> bytes:
+        """The bytes of a row's file.
+
+        Raises:
+          DataError: it is not there, or cannot be read.
+        """
+        try:
+            with open(self.place(row), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise DataError(
+                f"{self._where}: {self.place(row)} is listed but not there; fetch it, or leave out "
+                "what is missing with ?missing=drop"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"{self.place(row)}: cannot be read: {error.strerror or error}"
+            ) from None
+
+    def place(self, row: int) -> str:
+        """The path of a row's file."""
+        return os.path.join(self._folder, self._files[row])
+
+    def subset(self, rows: np.ndarray, name: str) -> FileSource:
+        """Some rows, with their ids, under another name."""
+        return FileSource(self._folder, self._files.take(rows), **self._settings(rows, name))
 
     def missing(self) -> np.ndarray:
         """The rows whose files are not there, ascending; folders are listed once each."""
@@ -220,9 +277,6 @@ class EncodedSource:
                 rows.append(row)
         return np.array(rows, np.int64)
 
-    def _unpacked(self, bits: np.ndarray) -> np.ndarray:
-        return np.unpackbits(bits, axis=-1, count=self._count)
-
 
 def check_files(files: Sequence[str], where: str) -> None:
     """Refuse file names that leave their folder, or occur twice.
@@ -239,16 +293,19 @@ def check_files(files: Sequence[str], where: str) -> None:
     seen: set[str] = set()
     for name in files:
         parts = name.split("/")
-        if name.startswith("/") or ".." in parts or "\0" in name or not parts[-1]:
+        if name.startswith("/") or ".." in parts:
             raise DataError(
                 f"{where}: the file name {shorten(name)} leaves the folder of the images"
             )
+        # "./a.jpg" and "a//b.jpg" would be second names of a file.
+        if "" in parts or "." in parts or "\0" in name or not name.isprintable():
+            raise DataError(f"{where}: {shorten(name)} cannot be the name of a file")
         if name in seen:
             raise DataError(f"{where}: the file {shorten(name)} is listed twice")
         seen.add(name)
 
 
-def finish(source: EncodedSource, options: dict[str, str] | Any, where: str) -> EncodedSource:
+def finish(source: EncodedSource, options: Mapping[str, str], where: str) -> EncodedSource:
     """A source as the options `empty` and `missing` ask for.
 
     `empty=drop` leaves out images without a label, `missing=drop` those whose file is not there.
@@ -268,7 +325,7 @@ def finish(source: EncodedSource, options: dict[str, str] | Any, where: str) -> 
     return source.subset(np.flatnonzero(keep), source.metadata.name)
 
 
-def choice(options: Any, name: str, values: Sequence[str], where: str) -> str:
+def choice(options: Mapping[str, str], name: str, values: Sequence[str], where: str) -> str:
     """The value of an option that is one of some words; the first if it is left out.
 
     Raises:
@@ -278,7 +335,7 @@ def choice(options: Any, name: str, values: Sequence[str], where: str) -> str:
       >>> choice({}, "empty", ("keep", "drop"), "coco")
       'keep'
     """
-    found: str = options.get(name, values[0])
+    found = options.get(name, values[0])
     if found not in values:
         words = " or ".join(f"{name}={value}" for value in values)
         raise DataError(f"{where}: option {name}={shorten(found)}; write {words}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from jaxmlcl.data._checks import shorten
-from jaxmlcl.data.images._source import EncodedSource, check_files, choice, find_folder, finish
+from jaxmlcl.data.images._source import (
+    EncodedSource,
+    FileSource,
+    check_files,
+    choice,
+    find_folder,
+    finish,
+)
 from jaxmlcl.data.source import find_file
 from jaxmlcl.errors import ConfigError, DataError
 
@@ -23,8 +29,8 @@ def open_coco(body: str, options: Mapping[str, str], places: Sequence[Path]) -> 
 
     Args:
       body: the JSON file, such as `annotations/instances_train2017.json`.
-      options: `images`, the folder of the images; left out, the one beside or above the file that
-        has the first of them. `crowd=drop` leaves objects out that are marked as a crowd. `empty`
+      options: `images`, the folder of the images (of LVIS, the one that holds `train2017` and
+        `val2017`); left out, the one beside or above the file that has the first of them. `crowd=drop` leaves objects out that are marked as a crowd. `empty`
         and `missing`: see `finish`. `unknown=mask` takes LVIS's word: a category is known to be
         absent only where the file says so.
       places: folders in which relative paths are sought.
@@ -71,7 +77,7 @@ def open_coco(body: str, options: Mapping[str, str], places: Sequence[Path]) -> 
             known[row, [columns[one] for one in image.neg_category_ids if one in columns]] = True
     files = [_file_name(image, path) for image in document.images]
     check_files(files, str(path))
-    source = EncodedSource(
+    source = FileSource(
         _folder(options, path, files[0], places, where),
         files,
         labels,
@@ -126,8 +132,8 @@ def _file_name(image: Any, path: Path) -> str:
     if image.file_name:
         return str(image.file_name)
     if image.coco_url:
-        # LVIS names the images of COCO by their addresses.
-        return posixpath.basename(image.coco_url)
+        # LVIS names the images of COCO by their addresses, and mixes those of two folders.
+        return "/".join(image.coco_url.split("/")[-2:])
     raise DataError(f"{path}: image {image.id} has no file_name")
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmlcl.data._checks import shorten
-from jaxmlcl.data.images._source import EncodedSource, choice, find_folder, finish
+from jaxmlcl.data.images._source import EncodedSource, FileSource, choice, find_folder, finish
 from jaxmlcl.data.source import read_text
 from jaxmlcl.errors import DataError
 
@@ -80,7 +80,7 @@ def open_folder(body: str, options: Mapping[str, str], places: Sequence[Path]) -
     for place, row in enumerate(ids):
         labels[place, [columns[name] for name in rows[row].positive]] = 1
         known[place, [columns[name] for name in rows[row].unknown]] = False
-    source = EncodedSource(
+    source = FileSource(
         folder,
         [rows[row].file for row in ids],
         labels,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmlcl.data._checks import shorten
-from jaxmlcl.data.images._source import EncodedSource, choice, find_folder, finish
+from jaxmlcl.data.images._source import EncodedSource, FileSource, choice, find_folder, finish
 from jaxmlcl.data.source import read_text
 from jaxmlcl.errors import DataError
 
@@ -64,7 +64,7 @@ def open_voc(body: str, options: Mapping[str, str], places: Sequence[Path]) -> E
     else:
         classes, values = _of_objects(folder / "Annotations", names, where)
     difficult = choice(options, "difficult", ("unknown", "positive", "negative"), where)
-    source = EncodedSource(
+    source = FileSource(
         folder / "JPEGImages",
         [f"{name}.jpg" for name in names],
         (values == 1) | ((values == 0) & (difficult == "positive")),
