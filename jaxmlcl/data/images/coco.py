@@ -30,9 +30,10 @@ def open_coco(body: str, options: Mapping[str, str], places: Sequence[Path]) -> 
     Args:
       body: the JSON file, such as `annotations/instances_train2017.json`.
       options: `images`, the folder of the images (of LVIS, the one that holds `train2017` and
-        `val2017`); left out, the one beside or above the file that has the first of them. `crowd=drop` leaves objects out that are marked as a crowd. `empty`
-        and `missing`: see `finish`. `unknown=mask` takes LVIS's word: a category is known to be
-        absent only where the file says so.
+        `val2017`); left out, the one beside or above the file that has the first of them.
+        `crowd=drop` leaves objects out that are marked as a crowd. `empty` and `missing`: see
+        `finish`. `unknown=mask` takes LVIS's word: a category is known to be absent only where the
+        file says so.
       places: folders in which relative paths are sought.
 
     Returns:
