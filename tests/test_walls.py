@@ -57,6 +57,7 @@ ARRAY_ROOMS = {
 HOMES = {
     "PIL": {"data"},
     "arff": {"data"},
+    "array_record": {"data"},
     "cattrs": {"config"},
     "flax": {"models", "methods"},
     "grain": {"data"},

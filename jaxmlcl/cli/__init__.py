@@ -56,6 +56,7 @@ commands:
   sweep CONFIG --grid FIELD=A,B ...  train variants, judged on validation; a table and the best
   reproduce NAME                     run a named study and write its tables (--list: their names)
   data inspect SOURCE ...            describe a data set's splits: labels, duplicates, problems
+  data pack SOURCE -o DIR            write images and their labels into shards
   bench loss [--FIELD VALUE ...]     time and memory of the loss here, beside its peers
 
 options:

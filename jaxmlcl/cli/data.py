@@ -1,9 +1,10 @@
-"""`jaxmlcl data inspect SOURCE ...`: what a data set is like, and what is wrong with it."""
+"""`jaxmlcl data inspect SOURCE ...`: what a data set is like; `data pack`: images into shards."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxmlcl.cli import Parser
@@ -15,13 +16,89 @@ with --check-images only; whether they are there is always looked at.
 """
 
 
+_ROOT = "folder that relative paths start from (default: JAXMLCL_DATA, then here)"
+_PACK = """\
+Write the images of SOURCE, with their labels, into ArrayRecord shards in DIR: larger images
+reduced, all others as they are. A shard appears whole or not at all, and the same command goes on
+where it was stopped. The set is then opened as shards:DIR.
+"""
+
+
 def run(words: list[str]) -> None:
-    """Inspect, and print tables or JSON."""
+    """Inspect or pack."""
+    actions = {"inspect": _inspect, "pack": _pack}
+    action, rest = (words[0], words[1:]) if words else ("", [])
+    if action in actions:
+        actions[action](rest)
+        return
+    parser = Parser("jaxmlcl data", "Look at data sets, and pack images.")
+    parser.add_argument("action", metavar="ACTION", nargs="?", help="inspect or pack")
+    if {"-h", "--help"} & set(words):
+        parser.read(words)
+    parser.error("data has two actions, inspect and pack: jaxmlcl data inspect SOURCE ...")
+
+
+def _pack(words: list[str]) -> None:
+    parser = Parser("jaxmlcl data pack", _PACK)
+    parser.add_argument(
+        "source", metavar="SOURCE", help="image files, such as coco:FILE or voc:DIR"
+    )
+    parser.add_argument(
+        "-o", dest="output", metavar="DIR", type=Path, required=True, help="folder to write to"
+    )
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=256,
+        metavar="PIXELS",
+        help="what the short side of larger images is reduced to; 0: nothing (default: 256)",
+    )
+    parser.add_argument(
+        "--quality", type=int, default=90, metavar="Q", help="of reduced JPEGs (default: 90)"
+    )
+    parser.add_argument(
+        "--shards", type=int, metavar="N", help="files (default: one for every 10 000 images)"
+    )
+    parser.add_argument(
+        "--unreadable",
+        choices=("error", "skip"),
+        default="error",
+        help="images that are missing or cannot be decoded: stop, or leave out and count them",
+    )
+    parser.add_argument("--data.root", dest="root", metavar="FOLDER", help=_ROOT)
+    options = parser.read(words)
+    from jaxmlcl.cli.console import make_console
+    from jaxmlcl.data import open_source
+    from jaxmlcl.data.images.pack import Packing, pack
+
+    packing = Packing(
+        options.short_side or None, options.quality, options.shards, options.unreadable
+    )
+    source: Any = open_source(options.source, root=options.root)
+    console = make_console()
+    console.start("pack", 0, len(source), 1)
+    try:
+        manifest = pack(
+            source,
+            options.output,
+            packing,
+            origin=options.source,
+            report=lambda done, _: console.progress(done, None),
+        )
+    finally:
+        console.stop()
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    skipped = manifest["made"]["skipped"]
+    print(
+        f"{manifest['rows']} images, {len(manifest['label_names'])} labels, "
+        f"{len(manifest['shards'])} shards, {size / 1e6:.1f} MB"
+        + (f"; {skipped} unreadable images left out" if skipped else "")
+    )
+    print(f"next: jaxmlcl data inspect shards:{options.output}")
+
+
+def _inspect(words: list[str]) -> None:
     parser = Parser("jaxmlcl data inspect", _ABOUT)
-    if words[:1] == ["inspect"]:
-        words = words[1:]
-    elif not {"-h", "--help"} & set(words):
-        parser.error("data has one action, inspect: jaxmlcl data inspect SOURCE [SOURCE ...]")
     parser.add_argument(
         "sources",
         metavar="SOURCE",
@@ -32,7 +109,7 @@ def run(words: list[str]) -> None:
         "--data.root",
         dest="root",
         metavar="FOLDER",
-        help="folder that relative paths start from (default: JAXMLCL_DATA, then here)",
+        help=_ROOT,
     )
     parser.add_argument(
         "--labels",

@@ -148,10 +148,15 @@ def _read(source: Source) -> _Content:
 def _read_files(source: Any, check: bool) -> _Content:
     missing = source.missing()
     images: dict[str, Any] = {"missing": len(missing)}
+    if source.left_out:
+        images["left_out"] = source.left_out
     digests: list[bytes | None] = [None] * len(source)
     if len(missing):
         images["first_missing"] = source.place(int(missing[0]))
     if check:
+        verify: Any = getattr(source, "verify", None)
+        if verify is not None:
+            verify()
         rows = np.setdiff1d(np.arange(len(source)), missing).tolist()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(lambda row: _decoded(source.read(row)), rows, chunksize=16))
@@ -291,6 +296,9 @@ def _problems(
                 "row" + (also if one["conflicting_rows"] else "")
             )
         images = one.get("images", {})
+        if images.get("left_out"):
+            left_out = f"{images['left_out']} listed images are left out"
+            found.append(f"{title}: {left_out}, their files are not there")
         for what, words in (
             ("missing", "files are not there"),
             ("undecodable", "files cannot be decoded"),

@@ -311,6 +311,17 @@ _SCHEMES = {
         ("set", "difficult", "from", "empty", "missing"),
         identity={"set": "trainval"},
     ),
+    "nuswide": _Opener(
+        "jaxmlcl.data.images.nuswide:open_nuswide",
+        ("split", "images", "empty", "missing"),
+        identity={"split": "all"},
+    ),
+    "mirflickr": _Opener(
+        "jaxmlcl.data.images.mirflickr:open_mirflickr",
+        ("labels", "empty", "missing"),
+        identity={},
+    ),
+    "shards": _Opener("jaxmlcl.data.images.shards:open_shards", ("empty",), identity={}),
     "folder": _Opener(
         "jaxmlcl.data.images.folder:open_folder",
         ("split", "unknown", "empty", "missing"),

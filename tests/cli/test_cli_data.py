@@ -73,8 +73,8 @@ def test_json_and_the_number_of_labels(run: Run, birds: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "data has one action, inspect"),
-        (("inspct", "a.csv"), "data has one action, inspect"),
+        ((), "data has two actions, inspect and pack"),
+        (("inspct", "a.csv"), "data has two actions, inspect and pack"),
         (("inspect",), "SOURCE"),
         (("inspect", "a.csv?labels=y"), "a.csv: no such file"),
         (("inspect", "digits:test?size=2", "digits:test?size=2"), "is given twice"),

@@ -333,6 +333,82 @@ def test_bad_tables_are_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def nuswide(tmp_path: Path) -> Path:
+    folder = tmp_path / "NUS-WIDE"
+    names = ["actor\\1_a.jpg", "boat\\2_b.jpg", "boat\\3_c.jpg"]
+    pictures(folder / "Flickr", [name.replace("\\", "/") for name in names])
+    for part in ("ImageList", "Groundtruth/AllLabels", "Groundtruth/TrainTestLabels"):
+        (folder / part).mkdir(parents=True)
+    for name, listed, rows in (
+        ("ImageList", names, ""),
+        ("TrainImagelist", names[:2], "_Train"),
+        ("TestImagelist", names[2:], "_Test"),
+    ):
+        (folder / "ImageList" / f"{name}.txt").write_text("".join(f"{one}\r\n" for one in listed))
+        for concept, values in (("sky", "101"), ("boats", "011")):
+            start = 2 if rows == "_Test" else 0
+            where = folder / "Groundtruth" / ("TrainTestLabels" if rows else "AllLabels")
+            own = values[start : start + len(listed)]
+            (where / f"Labels_{concept}{rows}.txt").write_text("".join(f"{v}\n" for v in own))
+    return folder
+
+
+def test_nuswide_by_its_lists(nuswide: Path) -> None:
+    source = open_source("nuswide:NUS-WIDE", root=nuswide.parent)
+    assert source.metadata.label_names == ("boats", "sky")
+    assert source.labels().tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert source.place(1).endswith("Flickr/boat/2_b.jpg")
+    train = open_source("nuswide:NUS-WIDE?split=train", root=nuswide.parent)
+    test = open_source("nuswide:NUS-WIDE?split=test", root=nuswide.parent)
+    assert (train.labels().tolist(), test.labels().tolist()) == ([[0, 1], [1, 0]], [[1, 1]])
+
+
+def test_nuswide_counts_what_is_no_longer_there(nuswide: Path) -> None:
+    (nuswide / "Flickr" / "boat" / "2_b.jpg").unlink()
+    source = open_source("nuswide:NUS-WIDE", root=nuswide.parent)
+    assert (source.ids.tolist(), source.left_out) == ([0, 2], 1)
+    problems = inspect_sources([("nus", source)])["problems"]
+    assert "nus: 1 listed images are left out, their files are not there" in problems
+    whole = open_source("nuswide:NUS-WIDE?missing=refuse", root=nuswide.parent)
+    assert whole.missing().tolist() == [1]
+
+
+def test_bad_lists_of_nuswide(nuswide: Path) -> None:
+    labels = nuswide / "Groundtruth" / "AllLabels" / "Labels_sky.txt"
+    for text, message in (
+        ("1\n0\n", "2 lines for the 3 images of ImageList.txt"),
+        ("1\n0\nx\n", "line 3: 'x' is not 0 or 1"),
+    ):
+        labels.write_text(text)
+        with pytest.raises(DataError, match=message):
+            open_source("nuswide:NUS-WIDE", root=nuswide.parent)
+    for file in labels.parent.iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=r"no file .*Labels_CONCEPT.txt"):
+        open_source("nuswide:NUS-WIDE", root=nuswide.parent)
+
+
+def test_mirflickr_by_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "mir"
+    pictures(folder / "mirflickr", ["im1.jpg", "im2.jpg", "im10.jpg"])
+    notes = folder / "mirflickr25k_annotations_v080"
+    notes.mkdir()
+    (notes / "README.txt").write_text("what this is\n")
+    for name, numbers in (("sky", "1\n10\n"), ("sky_r1", "10\n"), ("baby", "2\n")):
+        (notes / f"{name}.txt").write_text(numbers)
+    source = open_source("mirflickr:mir", root=tmp_path)
+    assert source.metadata.label_names == ("baby", "sky", "sky_r1")
+    assert source.ids.tolist() == [1, 2, 10]
+    assert source.labels().tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 1]]
+    fewer = open_source("mirflickr:mir?labels=24", root=tmp_path)
+    assert fewer.metadata.label_names == ("baby", "sky")
+    for text, message in (("x\n", "line 1: 'x' is not a number"), ("7\n", "image 7 is not there")):
+        (notes / "sky.txt").write_text(text)
+        with pytest.raises(DataError, match=message):
+            open_source("mirflickr:mir", root=tmp_path)
+
+
 def test_parts_are_stratified_and_disjoint(tmp_path: Path) -> None:
     rows = "".join(f"{i}.jpg,{int(i % 2 == 0)},{int(i % 5 == 0)}\n" for i in range(100))
     (tmp_path / "labels.csv").write_text("file,even,fifth\n" + rows)

@@ -69,6 +69,9 @@ class EncodedSource(abc.ABC):
       DataError: no rows or labels, or arrays that do not fit together.
     """
 
+    left_out: int = 0
+    """How many images were listed, but left out because their files are not there."""
+
     def __init__(
         self,
         labels: Any,
@@ -313,16 +316,19 @@ def finish(source: EncodedSource, options: Mapping[str, str], where: str) -> Enc
     Raises:
       DataError: an option has another value, or nothing is left.
     """
-    keep = np.ones(len(source), bool)
+    keep, gone = np.ones(len(source), bool), 0
     if choice(options, "empty", ("keep", "drop"), where) == "drop":
         keep &= source.labels().any(axis=1)
     if choice(options, "missing", ("refuse", "drop"), where) == "drop":
-        keep[source.missing()] = False
+        missing = source.missing()
+        keep[missing], gone = False, len(missing)
     if keep.all():
         return source
     if not keep.any():
         raise DataError(f"{where}: no image is left")
-    return source.subset(np.flatnonzero(keep), source.metadata.name)
+    found = source.subset(np.flatnonzero(keep), source.metadata.name)
+    found.left_out = gone
+    return found
 
 
 def choice(options: Mapping[str, str], name: str, values: Sequence[str], where: str) -> str:
