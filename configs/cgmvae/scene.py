@@ -12,8 +12,8 @@ paper prints .915, .777, .762, .769 and .788 for splits of 80/10/10, with twice 
 train on:
 
     protocol         mAP          HA           ex-F1        mi-F1        ma-F1        P@1
-    paper            .817 ± .005  .908 ± .003  .743 ± .016  .738 ± .016  .745 ± .015  .759 ± .007
-    best_on_val      .817 ± .005  .908 ± .003  .742 ± .015  .734 ± .015  .740 ± .014  .759 ± .007
+    paper            .813 ± .006  .908 ± .003  .753 ± .004  .740 ± .006  .750 ± .007  .761 ± .006
+    best_on_val      .813 ± .006  .908 ± .003  .747 ± .009  .739 ± .006  .748 ± .007  .761 ± .006
 """
 
 from jaxmlcl.config import Data, Experiment, cgmvae_stage
