@@ -53,10 +53,10 @@ study = Study(
     title="C-GMVAE on random splits",
     text="""The paper names random splits of 80/10/10 and prints one row of figures. What do they
 become over five such splits, and how much of it is the split? On Yeast the deviation over splits is
-some .026 in every F1, seven to eleven times that over seeds on one split: the printed row is what five splits
-give on average, and the authors' own program on another split is one and a half deviations below
-it. A single split cannot tell methods apart that differ by less. On Scene five splits give a little
-more than is printed.""",
+some .026 in every F1, seven to eleven times that over seeds on one split: the printed row is what
+five splits give on average, and the authors' own program on another split is one and a half
+deviations below it. A single split cannot tell methods apart that differ by less. On Scene five
+splits give a little more than is printed.""",
     tables=(
         Table(
             "splits",

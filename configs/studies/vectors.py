@@ -2,8 +2,8 @@
 
     jaxmlcl reproduce vectors --data.root FOLDER --jobs 2
 
-FOLDER (or JAXMLCL_DATA) holds vectors/ with Mulan's sets. The whole takes an estimated three to four
-hours on two CPU cores; it goes on where it was stopped. Expected: docs/results.md.
+FOLDER (or JAXMLCL_DATA) holds vectors/ with Mulan's sets. The whole takes an estimated three to
+four hours on two CPU cores; it goes on where it was stopped. Expected: docs/results.md.
 """
 
 import dataclasses
@@ -83,8 +83,8 @@ study = Study(
     text="""Which of them is worth its steps, and is it better than what needs no network, or a
 plain one? On emotions and medical neither is: a plain network under binary cross-entropy on masked
 inputs is ahead of both, with p values below .05, and so are a support vector machine or a logistic
-regression per label. The other sets have not been run through yet. Yeast and Scene are in the tables
-of C-GMVAE's parts and of MulSupCon.""",
+regression per label. The other sets have not been run through yet. Yeast and Scene are in the
+tables of C-GMVAE's parts and of MulSupCon.""",
     tables=(
         Table(
             "vectors",
