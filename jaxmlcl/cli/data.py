@@ -32,7 +32,13 @@ def run(words: list[str]) -> None:
         actions[action](rest)
         return
     parser = Parser("jaxmlcl data", "Look at data sets, and pack images.")
-    parser.add_argument("action", metavar="ACTION", nargs="?", help="inspect or pack")
+    parser.add_argument(
+        "action",
+        metavar="ACTION",
+        nargs="?",
+        help="inspect SOURCE ..., or pack SOURCE -o DIR; both take --data.root FOLDER, and --help "
+        "with more",
+    )
     if {"-h", "--help"} & set(words):
         parser.read(words)
     parser.error("data has two actions, inspect and pack: jaxmlcl data inspect SOURCE ...")
