@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,17 +175,12 @@ def _read_files(source: Any, check: bool) -> _Content:
 
 def _decoded(content: bytes) -> tuple[bytes, tuple[int, int] | None]:
     """A digest of a file's content, and width and height in pixels if all of it can be decoded."""
-    from PIL import Image
+    from jaxmlcl.data.images.pack import Packing, reduced
 
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
-        with warnings.catch_warnings():
-            # A small file that says it is enormous is no image to train on.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                return digest, image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
+        return digest, reduced(content, "", Packing(short_side=None))[1]
+    except DataError:
         return digest, None
 
 

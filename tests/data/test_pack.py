@@ -19,7 +19,7 @@ from PIL import Image
 
 from jaxmlcl.cli import main
 from jaxmlcl.data import open_source
-from jaxmlcl.data.images.pack import Packing, pack
+from jaxmlcl.data.images.pack import Packing, pack, reduced
 from jaxmlcl.errors import ConfigError, DataError
 
 pytest.importorskip("array_record")
@@ -219,6 +219,21 @@ def test_it_goes_on_where_it_was_stopped(photos: Path, monkeypatch: pytest.Monke
     read.clear()
     assert pack(source, folder, packing) == manifest
     assert read == []
+
+
+def test_files_that_say_they_are_enormous_are_no_photographs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    content = noise((40, 30), 0)
+    with (
+        pytest.raises(DataError, match=r"a.jpg: cannot be decoded: 40 x 30 pixels are too many"),
+        pytest.warns(Image.DecompressionBombWarning),
+    ):
+        reduced(content, "a.jpg", Packing())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"a.jpg: cannot be decoded"):
+        reduced(content, "a.jpg", Packing())
 
 
 def test_a_folder_holds_one_set(photos: Path) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -277,21 +276,22 @@ def reduced(content: bytes, where: str, packing: Packing) -> tuple[bytes, tuple[
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            # A small file that says it is enormous is no photograph.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                size = image.size
-                side = packing.short_side
-                if side is None or min(size) <= side:
-                    image.load()
-                    return content, size
-                factor = side / min(size)
-                wanted = (max(side, round(size[0] * factor)), max(side, round(size[1] * factor)))
-                # A JPEG is decoded at the smallest scale that is enough.
-                image.draft("RGB", wanted)
-                small = image.convert("RGB").resize(wanted, Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+        with Image.open(io.BytesIO(content)) as image:
+            size = image.size
+            # A small file that says it is enormous is no photograph. Pillow only warns at first,
+            # and filters of warnings are shared by all threads.
+            if size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or size[0] * size[1]):
+                raise ValueError(f"{size[0]} x {size[1]} pixels are too many")
+            side = packing.short_side
+            if side is None or min(size) <= side:
+                image.load()
+                return content, size
+            factor = side / min(size)
+            wanted = (max(side, round(size[0] * factor)), max(side, round(size[1] * factor)))
+            # A JPEG is decoded at the smallest scale that is enough.
+            image.draft("RGB", wanted)
+            small = image.convert("RGB").resize(wanted, Image.Resampling.LANCZOS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: cannot be decoded: {error}") from None
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=packing.quality)
