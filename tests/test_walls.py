@@ -56,9 +56,11 @@ ARRAY_ROOMS = {
 # Libraries that only these rooms may know, so that each can be exchanged in one place.
 HOMES = {
     "PIL": {"data"},
+    "absl": {"data"},
     "arff": {"data"},
     "array_record": {"data"},
     "cattrs": {"config"},
+    "cv2": {"data"},
     "flax": {"models", "methods"},
     "grain": {"data"},
     "h5py": {"data"},
@@ -67,6 +69,7 @@ HOMES = {
     "msgspec": {"data"},
     "optax": {"training", "enhancement"},
     "orbax": {"training"},
+    "simplejpeg": {"data"},
     "sklearn": {"baselines", "data", "enhancement", "estimators"},
     "tensorboardX": {"training"},
     "threadpoolctl": {"baselines"},

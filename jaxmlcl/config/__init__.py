@@ -9,13 +9,23 @@ from jaxmlcl.config._flags import Row, help_text, override, provenance
 from jaxmlcl.config._grid import Axis, draw_trials, parse_axis
 from jaxmlcl.config._json import from_json, to_json
 from jaxmlcl.data.augment import Intensity, Noise, Shift, ZeroMask
+from jaxmlcl.data.augment_images import (
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    HorizontalFlip,
+    RandAugment,
+    RandomResizedCrop,
+    strategy,
+)
+from jaxmlcl.data.images import Images
 from jaxmlcl.methods import CGMVAE, Classification, JointMulSupCon, MulSupCon
 from jaxmlcl.methods.cgmvae import cgmvae_stage
 from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe
 from jaxmlcl.models import MLP, Projection, ResNet
 from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.duration import Duration, epochs, examples, flops_of, steps
-from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Logging
+from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Loading, Logging
 from jaxmlcl.training.optimizers import (
     Constant,
     Cosine,
@@ -32,13 +42,19 @@ __all__ = [
     "Axis",
     "Checkpoint",
     "Classification",
+    "ColorJitter",
     "Constant",
     "Cosine",
     "Data",
     "Duration",
     "Experiment",
+    "GaussianBlur",
+    "Grayscale",
+    "HorizontalFlip",
+    "Images",
     "Intensity",
     "JointMulSupCon",
+    "Loading",
     "Logging",
     "MeshSpec",
     "MulSupCon",
@@ -47,6 +63,8 @@ __all__ = [
     "Optimizer",
     "Plateau",
     "Projection",
+    "RandAugment",
+    "RandomResizedCrop",
     "ResNet",
     "Row",
     "Shift",
@@ -68,5 +86,6 @@ __all__ = [
     "parse_axis",
     "provenance",
     "steps",
+    "strategy",
     "to_json",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from jaxmlcl.random import Rows, bernoulli, row_words, uniform
 @dataclasses.dataclass(frozen=True)
 class Augmentation(abc.ABC):
     """One random operation on a batch of inputs."""
+
+    on_host: ClassVar[bool] = False
+    """Whether it is done while inputs are read, instead of on the device."""
 
     @abc.abstractmethod
     def apply(self, inputs: jax.Array, words: Rows) -> jax.Array:
@@ -138,6 +142,8 @@ def augment(
     epochs: jax.Array,
     ids: jax.Array,
     views: int,
+    *,
+    viewed: bool = False,
 ) -> jax.Array:
     """Augmented views of a batch.
 
@@ -148,6 +154,7 @@ def augment(
       epochs: [B] the pass over the data in which each sample is seen.
       ids: [B] sample ids.
       views: how many independent views, V.
+      viewed: whether the inputs are views already, [B, V, ...].
 
     Returns:
       [B, ...] for one view, [B, V, ...] for more.
@@ -160,8 +167,10 @@ def augment(
     """
     results = []
     for view in range(views):
-        x = inputs
+        x = inputs[:, view] if viewed else inputs
         for position, operation in enumerate(operations):
+            if operation.on_host:
+                continue
             x = operation.apply(x, row_words(key, epochs, ids, view, position))
         results.append(x)
     return results[0] if views == 1 else jnp.stack(results, axis=1)

@@ -4,18 +4,49 @@ The order of samples is a permutation per epoch that depends on (seed, epoch) on
 endless stream of epochs without a remainder, so every sample is seen once per epoch and every step
 has the same shape. Because step i can be computed without the steps before it, the position of the
 pipeline is the step, and nothing else has to be saved.
+
+Vectors and small images are read by threads. Photographs are read, decoded and cropped by worker
+processes, which know files but no labels; these join in the process that trains.
 """
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import functools
-from collections.abc import Generator, Sequence
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxmlcl.data.source import Source
+from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.layout import deal
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How training data are read; what is read does not depend on it."""
+
+    workers: int = 0
+    """Processes that read, decode and crop photographs (count); 0: threads of this process. Sources
+    in memory need none."""
+    threads: int = 1
+    """Threads that prepare batches, in this process or in each worker (count); 0: none beside the
+    one that waits for them."""
+    ahead: int | None = None
+    """Batches that are kept ready, in all or by each worker (count); 8 if absent, and 1 by each
+    worker."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("threads", 0), ("ahead", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"loading: {name} must be at least {least}, not {value}")
 
 
 class GlobalOrder:
@@ -49,6 +80,20 @@ class GlobalOrder:
             indices[here] = self._permutation(int(epoch))[within[here]]
         return indices
 
+    def epochs(self, step: int) -> np.ndarray:
+        """In which pass over the data the samples of a step are, int64 [B].
+
+        Example:
+          >>> GlobalOrder(examples=5, batch_size=3, seed=0).epochs(1)
+          array([0, 0, 1])
+        """
+        first = step * self.batch_size
+        return np.arange(first, first + self.batch_size, dtype=np.int64) // self.examples
+
+    def __reduce__(self) -> Any:
+        # The cache of permutations stays where it is.
+        return GlobalOrder, (self.examples, self.batch_size, self.seed)
+
     def _draw(self, epoch: int) -> np.ndarray:
         # Philox is counter-based: its key is (seed, epoch), and nothing else enters.
         key = np.array([self.seed, epoch], np.uint64)
@@ -56,41 +101,14 @@ class GlobalOrder:
         return generator.permutation(self.examples).astype(np.int32)
 
 
-class Records:
-    """Host batches of a source, by step: {"inputs", "labels", "ids"} stacked over the batch.
+class Steps(abc.ABC):
+    """Host batches by step, in two parts: what a worker may do, and what the trainer adds.
 
-    With "label_mask" where the source has unknown labels, and "targets" where it has some. Rows are
-    dealt out over the devices, as `jaxmlcl.layout` says; `blocks` are the devices whose rows are
-    wanted, in order, and only their records are read.
+    Args:
+      order: which samples each step sees.
+      devices: n, over which rows are dealt out, as `jaxmlcl.layout` says.
+      blocks: the devices whose rows are wanted, in order; all if left out.
     """
-
-    def __init__(
-        self,
-        source: Source,
-        order: GlobalOrder,
-        devices: int = 1,
-        blocks: Sequence[int] | None = None,
-    ) -> None:
-        self._source = source
-        self._order = order
-        self._devices = devices
-        self._blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        indices = share(self._order[step], self._devices, self._blocks)
-        records = [self._source[int(index)] for index in indices]
-        stacked = [name for name in records[0] if name != "id"]
-        return {
-            **{name: np.stack([record[name] for record in records]) for name in stacked},
-            "ids": np.asarray([record["id"] for record in records], np.int32),
-        }
-
-
-class Indices:
-    """Host batches for data that live on the device: {"index"}, by step, dealt out as `Records`."""
 
     def __init__(
         self, order: GlobalOrder, devices: int = 1, blocks: Sequence[int] | None = None
@@ -103,7 +121,119 @@ class Indices:
         return len(self._order)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return {"index": share(self._order[step], self._devices, self._blocks)}
+        return self.complete(step, self.read(step))
+
+    @abc.abstractmethod
+    def read(self, step: int) -> Any:
+        """The part that is done ahead, in threads or in workers."""
+
+    def complete(self, step: int, found: Any) -> dict[str, np.ndarray]:
+        """The batch, from what was read ahead; in the process that trains."""
+        del step
+        batch: dict[str, np.ndarray] = found
+        return batch
+
+    @property
+    def replaced(self) -> int:
+        """How many samples of the batches so far are others in the place of undecodable ones."""
+        return 0
+
+    def _share(self, samples: np.ndarray) -> np.ndarray:
+        return share(samples, self._devices, self._blocks)
+
+
+class Records(Steps):
+    """Host batches of a source, by step: {"inputs", "labels", "ids"} stacked over the batch.
+
+    With "label_mask" where the source has unknown labels, and "targets" where it has some. Only the
+    records of the wanted devices are read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: GlobalOrder,
+        devices: int = 1,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(order, devices, blocks)
+        self._source = source
+
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        """The batch."""
+        records = [self._source[int(index)] for index in self._share(self._order[step])]
+        stacked = [name for name in records[0] if name != "id"]
+        return {
+            **{name: np.stack([record[name] for record in records]) for name in stacked},
+            "ids": np.asarray([record["id"] for record in records], np.int32),
+        }
+
+
+class Indices(Steps):
+    """Host batches for data that live on the device: {"index"}, by step, dealt out as `Records`."""
+
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        """The batch."""
+        return {"index": self._share(self._order[step])}
+
+
+class Views(Steps):
+    """Host batches of photographs, by step: as `Records`, with the views of each image.
+
+    Args:
+      reader: `reader(row, epoch)` gives inputs, and the row that they are of; picklable.
+      annotations: `annotations(rows)` gives labels, ids and what else belongs to rows.
+      order, devices, blocks: as in `Steps`.
+    """
+
+    def __init__(
+        self,
+        reader: Callable[[int, int], tuple[np.ndarray, int]],
+        annotations: Callable[[np.ndarray], dict[str, np.ndarray]],
+        order: GlobalOrder,
+        devices: int = 1,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(order, devices, blocks)
+        self._reader = reader
+        self._annotations: Any = annotations
+        self._replaced = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_annotations": None}
+
+    @property
+    def replaced(self) -> int:
+        """How many samples of the batches so far are others in the place of undecodable ones."""
+        return self._replaced
+
+    def read(self, step: int) -> dict[str, np.ndarray] | str:
+        """Inputs and the rows that they are of; or what went wrong, which is raised later."""
+        rows = self._share(self._order[step])
+        epochs = self._share(self._order.epochs(step))
+        inputs: Any = None
+        seen = np.empty(len(rows), np.int64)
+        try:
+            for place, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
+                image, seen[place] = self._reader(int(row), int(epoch))
+                if inputs is None:
+                    inputs = np.empty((len(rows), *image.shape), image.dtype)
+                inputs[place] = image
+        except DataError as error:
+            return str(error)
+        return {"inputs": inputs, "rows": seen}
+
+    def complete(self, step: int, found: dict[str, np.ndarray] | str) -> dict[str, np.ndarray]:
+        """The batch.
+
+        Raises:
+          DataError: an image could not be read.
+        """
+        if isinstance(found, str):
+            raise DataError(found)
+        rows = found["rows"]
+        self._replaced += int((rows != self._share(self._order[step])).sum())
+        return {"inputs": found["inputs"], **self._annotations(rows)}
 
 
 def share(samples: np.ndarray, devices: int, blocks: Sequence[int] | None = None) -> np.ndarray:
@@ -125,22 +255,60 @@ def share(samples: np.ndarray, devices: int, blocks: Sequence[int] | None = None
     return dealt if blocks is None else dealt.reshape(devices, -1)[list(blocks)].ravel()
 
 
-def batches(source: Any, start: int, *, threads: int = 1, ahead: int = 8) -> Generator[Any]:
+def batches(steps: Steps, start: int, loading: Loading | None = None) -> Generator[Any]:
     """Iterate over step batches from a step on, prepared ahead in the background by grain.
 
     Args:
-      source: `Records` or `Indices`.
+      steps: what to read.
       start: the first step.
-      threads: threads that prepare batches; the order does not depend on it.
-      ahead: batches that are kept ready (count).
+      loading: threads, workers and how far ahead; neither batches nor their order depend on it.
     """
     import grain
+    from absl import flags
 
-    dataset = grain.MapDataset.source(source).slice(slice(start, None))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    iterator = iter(dataset.to_iter_dataset(options))
+    loading = loading or Loading()
+    dataset = grain.MapDataset.source(_Ahead(steps)).slice(slice(start, None))
+    ahead = loading.ahead or (1 if loading.workers else 8)
+    reading: Any = dataset.to_iter_dataset(grain.ReadOptions(loading.threads, ahead))
+    if loading.workers:
+        # Its workers are told the flags of absl, which a program that has none never parses.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(loading.workers, per_worker_buffer_size=ahead)
+        reading = reading.mp_prefetch(options, worker_init_fn=_start_worker)
+    iterator = iter(reading)
     try:
-        yield from iterator
+        for offset, found in enumerate(iterator):
+            yield steps.complete(start + offset, found)
     finally:
-        # Ends the background threads at once instead of at some garbage collection.
+        # Ends the background threads and processes at once instead of at some garbage collection.
         iterator.close()
+
+
+class _Ahead:
+    """The part of the steps that is read ahead."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, step: int) -> Any:
+        return self._steps.read(step)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """In a worker: leave accelerators and signals to the process that trains, and end with it."""
+    del index, count
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # An interrupt from the keyboard reaches all processes; the trainer saves, then ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -16,7 +16,7 @@ from jaxmlcl.sharding import replicated
 from jaxmlcl.training.duration import Duration
 from jaxmlcl.training.objective import BatchSpec
 from jaxmlcl.training.optimizers import Plateau
-from jaxmlcl.training.program import StageProgram
+from jaxmlcl.training.program import StageProgram, preparation_of
 from jaxmlcl.training.stage import Stage
 from jaxmlcl.training.step import Program, TrainState
 
@@ -169,7 +169,7 @@ class Members:
             if program.program.stage.objective.gives_scores:
                 inputs = constants["resident"]["inputs"][index]
                 self._score(
-                    state.params, state.objective, key, values, inputs, _preparation(constants)
+                    state.params, state.objective, key, values, inputs, preparation_of(constants)
                 )
             return state
 
@@ -199,7 +199,7 @@ class Members:
         constants: PyTree,
     ) -> np.ndarray:
         """Scores [R, n, L] of batches as `scoring_batches` gives them."""
-        preparation = _preparation(constants)
+        preparation = preparation_of(constants)
         parts = [
             self._scores(*networks, keys, values, inputs, preparation) for inputs, _ in batches
         ]
@@ -214,7 +214,7 @@ class Members:
         constants: PyTree,
     ) -> np.ndarray:
         """Scores [n, L] of a single member, whose arrays have no leading axis."""
-        preparation = _preparation(constants)
+        preparation = preparation_of(constants)
         parts = [
             self._score_one(*network, key, values, inputs, preparation)[None]
             for inputs, _ in batches
@@ -332,11 +332,6 @@ def _joined(parts: Sequence[jax.Array], batches: Sequence[tuple[Any, int]]) -> n
         for part, (_, valid) in zip(parts, batches, strict=True)
     ]
     return np.concatenate(rows, axis=1)
-
-
-def _preparation(constants: PyTree) -> PyTree:
-    """What scoring reads of a step's constants."""
-    return {name: constants[name] for name in ("shift", "scale")}
 
 
 def _padded(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:

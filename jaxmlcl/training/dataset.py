@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from jaxmlcl.data.images import Images
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -19,5 +21,8 @@ class Data:
     root: str | None = None
     """Folder that relative paths start from; the environment's JAXMLCL_DATA if absent."""
     inputs: Literal["standardize", "unit", "raw", "inherit"] = "standardize"
-    """Zero mean and unit variance per feature (fitted on train); 0..255 to 0..1; as they are; or,
-    for a stage's own data, as in the stage that it starts from."""
+    """Zero mean and unit variance per feature (fitted on train; of photographs, per channel as
+    `images` says); 0..255 to 0..1; as they are; or, for a stage's own data, as in the stage that it
+    starts from."""
+    images: Images = dataclasses.field(default_factory=Images)
+    """What photographs become; of no effect on other data."""

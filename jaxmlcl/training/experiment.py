@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from jaxmlcl.data.pipeline import Loading
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.random import Generator
 from jaxmlcl.sharding.mesh import MeshSpec
@@ -18,9 +19,18 @@ from jaxmlcl.training.stage import Stage
 PLACES = ("data.root", "stages.*.data.root")
 # What may differ between the runs that continue one workdir: none of it changes what is learnt.
 # A change of mesh changes rounding only, and is announced.
-VOLATILE = ("workdir", "profile", "logging", "checkpoint", "mesh", "main", *PLACES)
+VOLATILE = ("workdir", "profile", "logging", "checkpoint", "loading", "mesh", "main", *PLACES)
 
-__all__ = ["PLACES", "VOLATILE", "Checkpoint", "Data", "Experiment", "Logging", "parse_profile"]
+__all__ = [
+    "PLACES",
+    "VOLATILE",
+    "Checkpoint",
+    "Data",
+    "Experiment",
+    "Loading",
+    "Logging",
+    "parse_profile",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +86,8 @@ class Experiment:
     """Type of the computation; parameters and reductions are kept in at least float32."""
     mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
     """Devices and how the state is laid out over them."""
+    loading: Loading = dataclasses.field(default_factory=Loading)
+    """How training data are read."""
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     """When the state is saved."""
     logging: Logging = dataclasses.field(default_factory=Logging)

@@ -43,6 +43,7 @@ from jaxmlcl.training.program import (
     StageProgram,
     build_stage,
     device_constants,
+    preparation_of,
     scoring_batches,
     source_labels,
     source_mask,
@@ -317,7 +318,7 @@ class _Population:
                 known = source_mask(validation, f"{data_field(experiment, stage)}.validation")
             if data.inputs == "inherit":
                 start = self._open(experiment, str(experiment.stages[stage].starts_from))
-                preparation = Preparation(start.constants["shift"], start.constants["scale"])
+                preparation = Preparation(**preparation_of(start.constants))
                 preparation.check(source, data_field(experiment, stage))
             else:
                 preparation = fit_preparation(data, source)

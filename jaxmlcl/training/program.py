@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxmlcl.data.augment_images import RandomResizedCrop
+from jaxmlcl.data.images import Crops, Photographs
+from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, Steps, Views
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.queue import Queue
@@ -31,13 +36,15 @@ from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.experiment import Experiment
 from jaxmlcl.training.objective import BatchSpec
 from jaxmlcl.training.optimizers import StepCounter
-from jaxmlcl.training.splits import Preparation, source_arrays
+from jaxmlcl.training.splits import Preparation, source_annotations, source_arrays
 from jaxmlcl.training.step import Feed, Program, TrainState, count_flops
 
 PyTree = Any
 
 # Rows per scoring step: fixed, so that scores do not depend on what else is scored.
 SCORING_ROWS = 512
+# Values of the inputs that are scored at once, at most, and bytes of them that stay on the device.
+_SCORING_VALUES, _KEPT_BYTES = 2**24, 2**29
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +66,7 @@ class StageProgram:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample's inputs."""
-        several = self.program.stage.objective.views > 1
-        return self.program.spec.inputs.shape[2 if several else 1 :]
+        return self.program.input_shape
 
     def bytes_of_state(self) -> dict[str, int]:
         """Bytes of parameters, optimiser, queue and the rest of the state, over all devices."""
@@ -210,7 +216,7 @@ class StageProgram:
             in_shardings=(None, None, batch_sharding(self.mesh), None),
             out_shardings=replicated(self.mesh),
         )
-        preparation = {name: constants[name] for name in ("shift", "scale")}
+        preparation = preparation_of(constants)
         return lambda params, state, inputs: function(params, state, inputs, preparation)
 
 
@@ -246,6 +252,12 @@ def build_stage(
         )
     dtype = jnp.dtype(experiment.precision)
     metadata = source.metadata
+    crops = sum(isinstance(operation, RandomResizedCrop) for operation in stage.augmentation)
+    if crops > 1 or (crops and not isinstance(source, Photographs) and trains):
+        raise ConfigError(
+            f"stages.{name}: RandomResizedCrop cuts photographs while they are read, once; "
+            + ("name it once" if crops > 1 else f"{metadata.name} is in memory: use Shift")
+        )
     views = stage.objective.views
     shape = (stage.batch_size, *((views,) if views > 1 else ()), *metadata.input_shape)
     label_shape = (stage.batch_size, len(metadata.label_names))
@@ -305,14 +317,34 @@ def stage_key(seed: int, name: str, random: Generator = "hash") -> jax.Array:
     return jax.random.fold_in(make_key(seed, random), zlib.crc32(name.encode()))
 
 
+def stage_steps(
+    experiment: Experiment, name: str, source: Source, mesh: Mesh, *, resident: bool
+) -> Steps:
+    """The host batches of a stage: indices of resident data, records, or views of photographs."""
+    stage = experiment.stages[name]
+    order = GlobalOrder(len(source), stage.batch_size, experiment.seed)
+    if resident:
+        return Indices(order, mesh.size, own_blocks(mesh))
+    if not isinstance(source, Photographs):
+        return Records(source, order, mesh.size, own_blocks(mesh))
+    crop = None
+    for operation in stage.augmentation:
+        if isinstance(operation, RandomResizedCrop):
+            # Named, as the random numbers on the device: stages draw boxes of their own.
+            seed = (experiment.seed << 32) | zlib.crc32(name.encode())
+            views = stage.objective.views
+            crop = Crops(seed, views, operation.scale, operation.ratio)
+    reader = source.reader(crop)
+    return Views(reader, source.annotations, order, mesh.size, own_blocks(mesh))
+
+
 def device_constants(
     preparation: Preparation, source: Source | None, mesh: Mesh, precision: str
 ) -> PyTree:
     """What every step reads and none changes: the preparation, and data that fit on the device."""
     kind = jnp.promote_types(jnp.dtype(precision), jnp.float32)
     constants: dict[str, Any] = {
-        "shift": np.asarray(preparation.shift, kind),
-        "scale": np.asarray(preparation.scale, kind),
+        name: np.asarray(array, kind) for name, array in preparation.arrays().items()
     }
     arrays = source_arrays(source) if source is not None else None
     if arrays is not None:
@@ -320,11 +352,62 @@ def device_constants(
     return place_whole(constants, replicated(mesh))
 
 
+def preparation_of(constants: PyTree) -> PyTree:
+    """Of what steps read, what prepares inputs."""
+    names = [field.name for field in dataclasses.fields(Preparation)]
+    return {name: constants[name] for name in names if name in constants}
+
+
+def scoring_rows(shape: tuple[int, ...]) -> int:
+    """How many inputs of a shape are scored at once: fewer of large images.
+
+    Example:
+      >>> scoring_rows((103,)), scoring_rows((64, 64, 3)), scoring_rows((224, 224, 3))
+      (512, 512, 64)
+    """
+    most = max(1, _SCORING_VALUES // math.prod(shape))
+    return min(SCORING_ROWS, 2 ** (most.bit_length() - 1))
+
+
+def scoring_inputs(source: Source, mesh: Mesh) -> Iterable[tuple[jax.Array, int]]:
+    """`scoring_batches` to go through again and again: kept on the device where they are small."""
+    size = math.prod(source.metadata.input_shape) * np.dtype(source.metadata.input_dtype).itemsize
+    if source_arrays(source) is not None or len(source) * size <= _KEPT_BYTES:
+        return list(scoring_batches(source, mesh))
+    return _Again(source, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Again:
+    source: Source
+    mesh: Mesh
+
+    def __iter__(self) -> Iterator[tuple[jax.Array, int]]:
+        return scoring_batches(self.source, self.mesh)
+
+
 def scoring_batches(source: Source, mesh: Mesh) -> Iterator[tuple[jax.Array, int]]:
     """Input batches of one shape on the mesh, the last one padded, with their valid row counts."""
-    rows = min(SCORING_ROWS, len(source))
+    rows = min(scoring_rows(source.metadata.input_shape), len(source))
     rows += -rows % mesh.size
+    if isinstance(source, Photographs):
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            read = functools.partial(source.inputs, pool=pool)
+            yield from _scoring_batches(source, mesh, rows, read)
+        return
     arrays = source_arrays(source)
+
+    def records(rows: range) -> np.ndarray:
+        if arrays is not None:
+            return arrays["inputs"][rows.start : rows.stop]
+        return np.stack([source[row]["inputs"] for row in rows])
+
+    yield from _scoring_batches(source, mesh, rows, records)
+
+
+def _scoring_batches(
+    source: Source, mesh: Mesh, rows: int, read: Callable[[range], np.ndarray]
+) -> Iterator[tuple[jax.Array, int]]:
     shape, kind = source.metadata.input_shape, source.metadata.input_dtype
     share, blocks = rows // mesh.size, own_blocks(mesh) or range(mesh.size)
     for start in range(0, len(source), rows):
@@ -333,12 +416,8 @@ def scoring_batches(source: Source, mesh: Mesh) -> Iterator[tuple[jax.Array, int
         mine = np.zeros((len(blocks) * share, *shape), kind)
         for place, block in enumerate(blocks):
             first, last = (min(start + i * share, stop) for i in (block, block + 1))
-            into = mine[place * share :][: last - first]
-            if arrays is not None:
-                into[...] = arrays["inputs"][first:last]
-            else:
-                for row, index in zip(into, range(first, last), strict=True):
-                    row[...] = source[index]["inputs"]
+            if last > first:
+                mine[place * share :][: last - first] = read(range(first, last))
         yield place_rows({"inputs": mine}, mesh)["inputs"], stop - start
 
 
@@ -350,12 +429,8 @@ def on_mesh(inputs: np.ndarray, rows: int, mesh: Mesh) -> jax.Array:
 
 def source_labels(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Labels [n, L] uint8 and ids [n] int32 of a whole source."""
-    arrays = source_arrays(source)
-    if arrays is not None:
-        return arrays["labels"], arrays["ids"]
-    records = [source[index] for index in range(len(source))]
-    labels = np.stack([record["labels"] for record in records])
-    return labels, np.asarray([record["id"] for record in records], np.int32)
+    found = source_annotations(source)
+    return found["labels"], found["ids"]
 
 
 def source_mask(source: Source, name: str) -> np.ndarray | None:
@@ -370,11 +445,7 @@ def source_mask(source: Source, name: str) -> np.ndarray | None:
     """
     if not source.metadata.unknown_labels:
         return None
-    arrays = source_arrays(source)
-    if arrays is not None:
-        known = arrays["label_mask"]
-    else:
-        known = np.stack([source[index]["label_mask"] for index in range(len(source))])
+    known = source_annotations(source)["label_mask"]
     if not known.any():
         raise DataError(f"{name}: no label is known in any row; there is nothing to measure")
     return None if known.all() else known

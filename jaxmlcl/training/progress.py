@@ -16,6 +16,8 @@ class Progress:
     validations_since_best: int = 0
     train_seconds: float = 0.0
     compile_seconds: float = 0.0
+    replaced: int = 0
+    """Samples of this process that stood in for images that could not be decoded."""
 
     def judge(self, select: str, measured: dict[str, float]) -> bool:
         """Whether this validation is the best so far, which is noted; ties and NaN are not.

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmlcl.data.images import EncodedSource, Photographs
+from jaxmlcl.data.images.photographs import STATISTICS
 from jaxmlcl.data.source import Source, open_source, row_origin
 from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, DataError, UserError
@@ -24,10 +26,20 @@ RESIDENT_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """What turns stored inputs into network inputs: (x - shift) * scale."""
+    """What turns stored inputs into network inputs: (x - shift) * scale, then, behind augmentation,
+    (x - mean) / deviation."""
 
     shift: np.ndarray
     scale: np.ndarray
+    mean: np.ndarray | None = None
+    """[C], of photographs; nothing is subtracted if absent."""
+    deviation: np.ndarray | None = None
+    """[C]; absent where the mean is."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its arrays by name, without the absent ones."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: array for name, array in found.items() if array is not None}
 
     def check(self, source: Source, where: str) -> None:
         """Refuse inputs of another shape than those that it was fitted to.
@@ -45,7 +57,7 @@ class Preparation:
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
-        np.savez(buffer, shift=self.shift, scale=self.scale)
+        np.savez(buffer, allow_pickle=False, **self.arrays())
         write_file(path, buffer.getvalue())
 
     @classmethod
@@ -53,7 +65,9 @@ class Preparation:
         """Read what `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return cls(stored["shift"], stored["scale"])
+                known = [field.name for field in dataclasses.fields(cls)]
+                arrays = {name: stored[name] for name in known if name in stored}
+                return cls(arrays.pop("shift"), arrays.pop("scale"), **arrays)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             raise UserError(
                 f"{path}: missing or not readable; run the training command again to rewrite it"
@@ -167,12 +181,7 @@ def open_split(data: Data, name: str) -> Source:
     if uri is None:
         raise ConfigError(f"data.{name}: the experiment names no {name} split; give --data.{name}")
     source = open_source(uri, root=data.root)
-    if source.metadata.kind == "encoded":
-        raise DataError(
-            f"data.{name}: {uri} are image files, which can be inspected (jaxmlcl data inspect) "
-            "but not trained on yet"
-        )
-    return source
+    return Photographs(source, data.images) if isinstance(source, EncodedSource) else source
 
 
 def check_same_labels(
@@ -281,10 +290,7 @@ def share_origin(data: Data, first: str, second: str, of: Data | None = None) ->
 
 def source_ids(source: Source) -> np.ndarray:
     """The ids of a whole source, int32 [n]."""
-    arrays: Any = getattr(source, "arrays", None)
-    if arrays is not None:
-        return arrays()["ids"]
-    return np.asarray([source[index]["id"] for index in range(len(source))], np.int32)
+    return source_annotations(source)["ids"]
 
 
 def fit_preparation(data: Data, train: Source) -> Preparation:
@@ -293,6 +299,10 @@ def fit_preparation(data: Data, train: Source) -> Preparation:
         return Preparation(np.zeros(()), np.ones(()))
     if data.inputs == "unit":
         return Preparation(np.zeros(()), np.asarray(1.0 / 255.0))
+    if isinstance(train, Photographs):
+        statistics = STATISTICS[data.images.statistics]
+        mean, deviation = (np.array(found, np.float64) for found in statistics)
+        return Preparation(np.zeros(()), np.asarray(1.0 / 255.0), mean, deviation)
     arrays = source_arrays(train)
     if arrays is None:
         raise ConfigError(
@@ -311,3 +321,20 @@ def source_arrays(source: Source) -> dict[str, np.ndarray] | None:
         return None
     found = arrays()
     return found if sum(array.nbytes for array in found.values()) <= RESIDENT_BYTES else None
+
+
+def source_annotations(source: Source, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Labels [n, L], ids [n] and, where labels are unknown, label_mask of some rows, or of all.
+
+    Photographs are not read for it.
+    """
+    chosen = np.arange(len(source)) if rows is None else np.asarray(rows)
+    if isinstance(source, Photographs):
+        return source.annotations(chosen)
+    names = ("labels", "ids", *(("label_mask",) if source.metadata.unknown_labels else ()))
+    arrays = source_arrays(source)
+    if arrays is not None:
+        return {name: arrays[name] if rows is None else arrays[name][chosen] for name in names}
+    records = [source[int(row)] for row in chosen]
+    found = {name: np.stack([one[name] for one in records]) for name in names if name != "ids"}
+    return {**found, "ids": np.asarray([record["id"] for record in records], np.int32)}

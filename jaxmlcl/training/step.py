@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxmlcl.data.augment import augment
+from jaxmlcl.data.augment_images import normalize
 from jaxmlcl.layout import joined, micro_batches, stream_rows
 from jaxmlcl.losses.parts import unchunked
 from jaxmlcl.training.objective import Batch, BatchSpec
@@ -69,6 +70,13 @@ class Feed:
         x = (inputs.astype(kind) - constants["shift"]) * constants["scale"]
         return x.astype(self.dtype)
 
+    def finish(self, inputs: jax.Array, constants: PyTree) -> jax.Array:
+        """Prepared inputs as the network sees them: photographs are standardised at the end, since
+        augmentation is defined on values from 0 to 1."""
+        if "mean" not in constants:
+            return inputs
+        return normalize(inputs, constants["mean"], constants["deviation"])
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -81,6 +89,12 @@ class Program:
     rate: optax.Schedule
     place: Callable[[PyTree], PyTree]
     """Constrains a batch to its sharding."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's inputs."""
+        several = self.stage.objective.views > 1
+        return self.spec.inputs.shape[2 if several else 1 :]
 
     def init(self, source: PyTree | None) -> TrainState:
         """A fresh state; with the encoder of `source` = (params, state) where given."""
@@ -118,7 +132,10 @@ class Program:
             self.place({"epoch": position // examples})["epoch"],
             host["ids"],
             self.stage.objective.views,
+            # Crops of one image are views already.
+            viewed=host["inputs"].ndim > 1 + len(self.input_shape),
         )
+        inputs = self.feed.finish(inputs, constants)
         kind = jnp.promote_types(self.feed.dtype, jnp.float32)
         labels, mask = host.get("targets", host["labels"]).astype(kind), host.get("label_mask")
         if mask is not None:
@@ -169,12 +186,13 @@ class Program:
 
     def scores(self, params: PyTree, state: PyTree, inputs: jax.Array, constants: PyTree) -> Any:
         """Label scores [B, L] of raw inputs, in evaluation mode."""
-        x = self.feed.prepare(inputs, constants)
+        x = self.feed.finish(self.feed.prepare(inputs, constants), constants)
         return self.stage.objective.scores(params, state, x).astype(jnp.float32)
 
     def embed(self, params: PyTree, state: PyTree, inputs: jax.Array, constants: PyTree) -> Any:
         """Named representations [B, width] of raw inputs, in evaluation mode."""
-        found = self.stage.objective.embed(params, state, self.feed.prepare(inputs, constants))
+        x = self.feed.finish(self.feed.prepare(inputs, constants), constants)
+        found = self.stage.objective.embed(params, state, x)
         return jax.tree.map(lambda x: x.astype(jnp.float32), found)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
+from jaxmlcl.data.pipeline import GlobalOrder, batches
 from jaxmlcl.distributed import group
 from jaxmlcl.errors import ConfigError, NonFiniteError, Preempted
 from jaxmlcl.evaluation import choose_thresholds, multilabel_metrics
-from jaxmlcl.sharding import own_blocks, place_rows
+from jaxmlcl.sharding import place_rows
 from jaxmlcl.training._storage import open_place
 from jaxmlcl.training.checkpoint import Checkpoint, CheckpointStore
 from jaxmlcl.training.console import Console, Silent
@@ -36,10 +36,11 @@ from jaxmlcl.training.program import (
     StageProgram,
     build_stage,
     device_constants,
-    scoring_batches,
+    scoring_inputs,
     show_bytes,
     source_labels,
     source_mask,
+    stage_steps,
 )
 from jaxmlcl.training.progress import Progress
 from jaxmlcl.training.signals import Stop, stop_signals
@@ -49,7 +50,9 @@ from jaxmlcl.training.splits import (
     check_selection,
     data_field,
     open_data,
+    source_annotations,
 )
+from jaxmlcl.training.stage import Stage
 from jaxmlcl.training.step import advance_plateau
 from jaxmlcl.training.trained_on import save_trained_on
 from jaxmlcl.training.workdir import (
@@ -258,12 +261,8 @@ class _Run:
 
         # The step, compiled once for every batch of the stage.
         constants = self._constants(self.data[name])
-        order = GlobalOrder(len(source), stage.batch_size, self.experiment.seed)
-        steps: Indices | Records
-        if "resident" in constants:
-            steps = Indices(order, self.mesh.size, own_blocks(self.mesh))
-        else:
-            steps = Records(source, order, self.mesh.size, own_blocks(self.mesh))
+        resident = "resident" in constants
+        steps = stage_steps(self.experiment, name, source, self.mesh, resident=resident)
         compiled, seconds = program.compile(steps[progress.step], constants)
         progress.compile_seconds += seconds
         sizes = ", ".join(f"{k} {show_bytes(v)}" for k, v in program.bytes_of_state().items())
@@ -291,11 +290,13 @@ class _Run:
         last_logged = first
         finished = first >= program.total
         self.console.start(name, first, program.total, stage.batch_size)
-        iterator = batches(steps, first)
+        replaced = progress.replaced - steps.replaced
+        iterator = batches(steps, first, self.experiment.loading)
         try:
             while not finished:
                 # 1. One step. Nothing is moved between host and device but the batch.
                 host = next(iterator)
+                progress.replaced = replaced + steps.replaced
                 profile.before(progress.step)
                 batch = place_rows(host, self.mesh)
                 with jax.transfer_guard("disallow"):
@@ -318,7 +319,7 @@ class _Run:
                 )
                 saving = progress.step % every["save"] == 0 or finished or leaving is not None
                 if logging or validating or saving or len(pending) >= _MOST_PENDING:
-                    last = self._drain(name, order, pending)
+                    last = self._drain(name, stage, pending)
                     loss = last["loss"]
                 if logging:
                     now = time.perf_counter()
@@ -361,6 +362,12 @@ class _Run:
             iterator.close()
             self.console.stop()
         self.stores[name].wait()
+        if progress.replaced:
+            here = " of this process" if group().count > 1 else ""
+            self.console.line(
+                f"{name}: {progress.replaced} samples{here} stood in for images that cannot be "
+                "decoded"
+            )
         self._conclude(program, progress)
 
     def _constants(self, data: StageData) -> Any:
@@ -381,7 +388,7 @@ class _Run:
         return state.params, state.objective
 
     def _drain(
-        self, name: str, order: GlobalOrder, pending: list[tuple[int, dict[str, jax.Array]]]
+        self, name: str, stage: Stage, pending: list[tuple[int, dict[str, jax.Array]]]
     ) -> dict[str, float]:
         """The last step's measurements; every waiting step's loss and parameters are checked."""
         checked = ("loss", "parameter_norm")
@@ -391,7 +398,8 @@ class _Run:
                 what = "loss is" if not math.isfinite(values[0]) else "parameters are"
                 terms = _on_host(measurements)
                 source = self.data[name].train
-                ids = [int(source[int(index)]["id"]) for index in order[step - 1]]
+                order = GlobalOrder(len(source), stage.batch_size, self.experiment.seed)
+                ids = source_annotations(source, order[step - 1])["ids"].tolist()
                 shown = ", ".join(f"{term} {value:.4g}" for term, value in terms.items())
                 raise NonFiniteError(
                     f"{name}: the {what} not finite at step {step}: {shown}; sample ids of the "
@@ -414,7 +422,7 @@ class _Run:
         validation = self.data[program.name].validation
         if validation is None:
             return None
-        inputs = list(scoring_batches(validation, self.mesh))
+        inputs = scoring_inputs(validation, self.mesh)
         labels, _ = source_labels(validation)
         known = source_mask(validation, f"{data_field(self.experiment, program.name)}.validation")
         score, select = program.scorer(constants), program.program.stage.select
@@ -471,6 +479,7 @@ class _Run:
             "bytes": sizes,
             "compile_seconds": progress.compile_seconds,
             "train_seconds": progress.train_seconds,
+            **({"replaced_samples": progress.replaced} if progress.replaced else {}),
             "machine": _machine(self.mesh),
         }
         write_file(self.workdir / "stages.json", json.dumps(self.summary, indent=2) + "\n")

@@ -447,22 +447,6 @@ def test_files_are_checked(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert rows[2] == ["[1]", "1", "1", "8x6", "8x6"]
 
 
-def test_training_on_files_says_that_it_cannot_yet(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = place / "photos.py"
-    config.write_text(
-        "from jaxmlcl.config import *\n"
-        f'data = Data("{URI}", inputs="raw")\n'
-        "experiment = Experiment('photos', data, {'bce': Stage(Classification(), steps(2))})\n"
-    )
-    code = main(["train", str(config), "--data.root", str(place), "--workdir", str(place / "run")])
-    assert code == 2
-    error = capsys.readouterr().err
-    assert "can be inspected (jaxmlcl data inspect) but not trained on yet" in error
-    assert "Traceback" not in error
-
-
 def test_real_photographs(shared_data: Path) -> None:
     pytest.importorskip("msgspec")
     files = "coco:images/coco_256/annotations/instances_{}2017.json"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
+from jaxmlcl.data.pipeline import GlobalOrder, Indices, Loading, Records, batches
 from jaxmlcl.data.source import ArraySource, SourceMetadata
 
 
@@ -77,7 +77,7 @@ def source(rows: int = 23) -> ArraySource:
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_iteration_is_random_access_from_any_start(start: int, threads: int) -> None:
     steps = Indices(GlobalOrder(23, 5, 6))
-    found = list(itertools.islice(batches(steps, start, threads=threads), 30))
+    found = list(itertools.islice(batches(steps, start, Loading(threads=threads)), 30))
     for offset, batch in enumerate(found):
         np.testing.assert_array_equal(batch["index"], steps[start + offset]["index"])
 
@@ -98,7 +98,9 @@ class Slow:
 
 def test_threads_that_overtake_each_other_keep_the_order() -> None:
     order = GlobalOrder(12, 2, 1)
-    found = list(itertools.islice(batches(Records(Slow(), order), 3, threads=8, ahead=16), 24))
+    found = list(
+        itertools.islice(batches(Records(Slow(), order), 3, Loading(threads=8, ahead=16)), 24)
+    )
     for offset, batch in enumerate(found):
         rows = order[3 + offset]
         np.testing.assert_array_equal(batch["ids"], rows + 100)
@@ -133,7 +135,7 @@ def test_an_error_in_a_record_reaches_the_reader() -> None:
 
 
 def test_iteration_can_be_left_early() -> None:
-    iterator = batches(Records(Slow(), GlobalOrder(12, 2, 1)), 0, threads=4, ahead=64)
+    iterator = batches(Records(Slow(), GlobalOrder(12, 2, 1)), 0, Loading(threads=4, ahead=64))
     next(iterator)
     iterator.close()
     with pytest.raises(StopIteration):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxmlcl.cli.processes import joined, take
-from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, batches
+from jaxmlcl.data.pipeline import GlobalOrder, Indices, Loading, Records, Views, batches
 from jaxmlcl.data.source import ArraySource
 from jaxmlcl.layout import deal
 from jaxmlcl.sharding import MeshSpec, own_blocks, place_rows, replicated
@@ -31,6 +31,11 @@ class Watched:
         return self.source[index]
 
 
+def reader(row: int, epoch: int) -> tuple[np.ndarray, int]:
+    """Two views of a row, as the reader of photographs gives them."""
+    return np.array([[row, epoch], [epoch, row]], np.uint8), row
+
+
 def main() -> None:
     """Forty steps of a source of 100 rows, whose epochs end within steps."""
     generator = np.random.default_rng(0)
@@ -40,8 +45,17 @@ def main() -> None:
         mesh = MeshSpec().build()
         order = GlobalOrder(100, 24 if mesh.size == 4 else 32, seed=4)
         whole = jax.jit(lambda batch: batch, out_shardings=replicated(mesh))
-        records = batches(Records(source, order, mesh.size, own_blocks(mesh)), 0, threads=3)
+        records = batches(
+            Records(source, order, mesh.size, own_blocks(mesh)), 0, Loading(threads=3)
+        )
         indices = batches(Indices(order, mesh.size, own_blocks(mesh)), 0)
+        own = own_blocks(mesh)
+        labels = source.source.arrays()
+
+        def of_rows(rows: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: labels[name][rows] for name in ("labels", "ids")}
+
+        photographs = batches(Views(reader, of_rows, order, mesh.size, own), 0, Loading(workers=2))
         direct = Records(source, order, mesh.size, own_blocks(mesh))
         blocks = list(own_blocks(mesh) or range(mesh.size))
         for step in range(40):
@@ -56,7 +70,14 @@ def main() -> None:
             for name in ("inputs", "labels"):
                 there = np.stack([source.source[int(i)][name] for i in stream])
                 assert (found[name] == there).all()
+            seen = jax.device_get(whole(place_rows(next(photographs), mesh)))
+            epochs = deal(order.epochs(step), mesh.size)
+            first, second = np.stack([stream, epochs], 1), np.stack([epochs, stream], 1)
+            assert (seen["inputs"] == np.stack([first, second], 1)).all()
+            assert (seen["ids"] == stream).all()
+            assert (seen["labels"] == found["labels"]).all()
         records.close()
+        photographs.close()
         for step in range(40):
             # No row is read that belongs to another process's devices.
             source.read.clear()

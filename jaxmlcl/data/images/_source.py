@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
 import json
 import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 
@@ -159,6 +160,20 @@ class EncodedSource(abc.ABC):
     def missing(self) -> np.ndarray:
         """The rows whose images are known not to be there, ascending."""
         return np.zeros(0, np.int64)
+
+    def annotations(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Labels uint8 [n, L], ids and, where some are unknown, label_mask [n, L] of some rows."""
+        found = {"labels": self._unpacked(self._labels[rows]), "ids": self.ids[rows]}
+        if self._known is not None:
+            found["label_mask"] = self._unpacked(self._known[rows]).astype(bool)
+        return found
+
+    def without_labels(self) -> Self:
+        """The same images for a process that only reads them."""
+        bare = copy.copy(self)
+        bare._labels = np.zeros((0, 0), np.uint8)
+        bare._known = None
+        return bare
 
     def labels(self) -> np.ndarray:
         """All labels, uint8 [n, L], without opening an image; 0 where unknown."""
