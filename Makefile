@@ -16,7 +16,7 @@ UNOPTIMISED := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusio
 PARALLEL := --numprocesses auto --maxprocesses 4
 COVERED := tests/losses tests/evaluation $(wildcard tests/test_queue*.py)
 
-.PHONY: quickstart test test-slow coverage lint types format wheel gpu bench bench-loss yeast clean help
+.PHONY: quickstart test test-slow coverage lint types format wheel gpu bench bench-input bench-loss yeast clean help
 
 help:
 	@echo "quickstart  train the embedded default and write a report (about 4 minutes)"
@@ -26,6 +26,7 @@ help:
 	@echo "wheel       build the wheel, install it by itself and try it"
 	@echo "gpu         every check and benchmark that wants a GPU"
 	@echo "bench       speed on vectors beside PyTorch, where that is installed"
+	@echo "bench-input images per second of the input pipeline beside a PyTorch DataLoader"
 	@echo "bench-loss  time and memory of the loss beside plain JAX and PyTorch"
 	@echo "yeast       MulSupCon on Yeast (JAXMLCL_DATA names the folder of the data)"
 
@@ -90,6 +91,9 @@ gpu:
 # PyTorch is large and only the benchmark wants it: pip install "jaxmlcl[benchmark]" adds the peer.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.vectors --json build/vectors.json
+
+bench-input: $(INSTALLED)
+	$(BIN)/python -m benchmarks.input --json build/input.json
 
 bench-loss: $(INSTALLED)
 	$(BIN)/python -m benchmarks.loss

@@ -54,6 +54,33 @@ def test_vectors(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_input(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV (extra images) is not installed")
+    file = tmp_path / "input.json"
+    words = [
+        "-m",
+        "benchmarks.input",
+        "--repetitions",
+        "1",
+        "--seconds",
+        "0.2",
+        "--json",
+        str(file),
+    ]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    has_peer = importlib.util.find_spec("torch") is not None
+    assert ("pip install" in done.stdout) is not has_peer
+    for title, rates in report["rates"].items():
+        assert set(rates) == {"jaxmlcl", *(("torch",) if has_peer else ())}
+        assert all(rate > 0 for [rate] in rates.values())
+        if has_peer:
+            assert report["times_as_fast"][title] == [rates["jaxmlcl"][0] / rates["torch"][0]]
+    assert 0 < report["worker_mb"]["own"] < report["worker_mb"]["resident"] < 300
+
+
+@pytest.mark.slow
 def test_loss(tmp_path: Path) -> None:
     file = tmp_path / "loss.json"
     command = [sys.executable, "-m", "benchmarks.loss", "--quick", "--json", str(file)]

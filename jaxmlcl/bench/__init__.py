@@ -1,7 +1,8 @@
-"""How long the loss takes and what memory it needs, beside the forms people write.
+"""How long the loss takes and what memory it needs, beside the forms people write; the input.
 
 - `LossProblem`: what is computed; `bench_loss`: its `LossFigures` on this machine
 - `temporaries`: bytes that XLA plans, without running; `resident_peaks`: bytes measured
+- `bench_input`: images per second of each stage of the input pipeline
 - `rows`, `summary`, `aligned`: the figures as text
 
 PyTorch is imported only by the processes of its own forms.
@@ -18,6 +19,7 @@ from jaxmlcl.bench._forms import (
     counted_bytes,
     forms_of,
 )
+from jaxmlcl.bench._input import InputFigures, bench_input, step_rate
 from jaxmlcl.bench._jax_side import JaxSide, temporaries
 from jaxmlcl.bench._measure import (
     FLOOR_TERMS,
@@ -49,12 +51,14 @@ __all__ = [
     "TORCH_MISSING",
     "WEIGHTS",
     "FormFigures",
+    "InputFigures",
     "JaxSide",
     "LossFigures",
     "LossProblem",
     "SideError",
     "aligned",
     "available_memory",
+    "bench_input",
     "bench_loss",
     "counted_bytes",
     "forms_of",
@@ -65,6 +69,7 @@ __all__ = [
     "short",
     "side",
     "spread",
+    "step_rate",
     "summary",
     "temporaries",
 ]

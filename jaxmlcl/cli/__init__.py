@@ -58,6 +58,7 @@ commands:
   data inspect SOURCE ...            describe a data set's splits: labels, duplicates, problems
   data pack SOURCE -o DIR            write images and their labels into shards
   bench loss [--FIELD VALUE ...]     time and memory of the loss here, beside its peers
+  bench input CONFIG|SOURCE          images per second of each stage of the input, and what bounds
 
 options:
   -h, --help  this text; after a command, that command's; after CONFIG, every field of it

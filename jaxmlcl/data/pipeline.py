@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,11 +33,13 @@ class Loading:
     """How training data are read; what is read does not depend on it."""
 
     workers: int = 0
-    """Processes that read, decode and crop photographs (count); 0: threads of this process. Sources
-    in memory need none."""
-    threads: int = 1
-    """Threads that prepare batches, in this process or in each worker (count); 0: none beside the
-    one that waits for them."""
+    """Processes that read, decode and crop photographs (count); 0: threads of this process, which
+    need no copies between processes and suffice for some eight cores. Sources in memory need
+    none."""
+    threads: int | None = None
+    """Threads that prepare batches, in this process or in each worker (count); if absent, one for
+    each core, eight at most, for photographs without workers, else 1. 0: none beside the one that
+    waits for them."""
     ahead: int | None = None
     """Batches that are kept ready, in all or by each worker (count); 8 if absent, and 1 by each
     worker."""
@@ -123,6 +125,9 @@ class Steps(abc.ABC):
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         return self.complete(step, self.read(step))
 
+    decodes: ClassVar[bool] = False
+    """Whether reading a batch is work for several threads."""
+
     @abc.abstractmethod
     def read(self, step: int) -> Any:
         """The part that is done ahead, in threads or in workers."""
@@ -181,14 +186,17 @@ class Views(Steps):
     """Host batches of photographs, by step: as `Records`, with the views of each image.
 
     Args:
-      reader: `reader(row, epoch)` gives inputs, and the row that they are of; picklable.
+      reader: `reader(row, epoch, into)` writes inputs into an array, or a new one for None, and
+        gives it with the row that they are of; picklable.
       annotations: `annotations(rows)` gives labels, ids and what else belongs to rows.
       order, devices, blocks: as in `Steps`.
     """
 
+    decodes = True
+
     def __init__(
         self,
-        reader: Callable[[int, int], tuple[np.ndarray, int]],
+        reader: Callable[[int, int, np.ndarray | None], tuple[np.ndarray, int]],
         annotations: Callable[[np.ndarray], dict[str, np.ndarray]],
         order: GlobalOrder,
         devices: int = 1,
@@ -215,10 +223,11 @@ class Views(Steps):
         seen = np.empty(len(rows), np.int64)
         try:
             for place, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
-                image, seen[place] = self._reader(int(row), int(epoch))
+                into = None if inputs is None else inputs[place]
+                image, seen[place] = self._reader(int(row), int(epoch), into)
                 if inputs is None:
                     inputs = np.empty((len(rows), *image.shape), image.dtype)
-                inputs[place] = image
+                    inputs[0] = image
         except DataError as error:
             return str(error)
         return {"inputs": inputs, "rows": seen}
@@ -268,8 +277,11 @@ def batches(steps: Steps, start: int, loading: Loading | None = None) -> Generat
 
     loading = loading or Loading()
     dataset = grain.MapDataset.source(_Ahead(steps)).slice(slice(start, None))
+    threads = loading.threads
+    if threads is None:
+        threads = min(8, _cores()) if steps.decodes and not loading.workers else 1
     ahead = loading.ahead or (1 if loading.workers else 8)
-    reading: Any = dataset.to_iter_dataset(grain.ReadOptions(loading.threads, ahead))
+    reading: Any = dataset.to_iter_dataset(grain.ReadOptions(threads, ahead))
     if loading.workers:
         # Its workers are told the flags of absl, which a program that has none never parses.
         if not flags.FLAGS.is_parsed():
@@ -277,12 +289,26 @@ def batches(steps: Steps, start: int, loading: Loading | None = None) -> Generat
         options = grain.MultiprocessingOptions(loading.workers, per_worker_buffer_size=ahead)
         reading = reading.mp_prefetch(options, worker_init_fn=_start_worker)
     iterator = iter(reading)
+    step = start
     try:
-        for offset, found in enumerate(iterator):
-            yield steps.complete(start + offset, found)
+        while (found := next(iterator, None)) is not None:
+            if loading.workers and isinstance(found, dict):
+                # Out of memory shared with the worker, which is given back at once and not whenever
+                # the last user of the batch is gone: at the end of the program it never would be.
+                found = {name: np.array(array) for name, array in found.items()}
+            yield steps.complete(step, found)
+            step += 1
     finally:
+        found = None
         # Ends the background threads and processes at once instead of at some garbage collection.
         iterator.close()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Ahead:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmlcl.data.augment_images import RandomResizedCrop
-from jaxmlcl.data.images import Crops, Photographs
+from jaxmlcl.data.images import Crops, Photographs, Reader
 from jaxmlcl.data.pipeline import GlobalOrder, Indices, Records, Steps, Views
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
@@ -327,15 +327,20 @@ def stage_steps(
         return Indices(order, mesh.size, own_blocks(mesh))
     if not isinstance(source, Photographs):
         return Records(source, order, mesh.size, own_blocks(mesh))
-    crop = None
+    reader = stage_reader(experiment, name, source)
+    return Views(reader, source.annotations, order, mesh.size, own_blocks(mesh))
+
+
+def stage_reader(experiment: Experiment, name: str, source: Photographs) -> Reader:
+    """What reads a stage's photographs: with its crops, or the central one where it has none."""
+    crop, stage = None, experiment.stages[name]
     for operation in stage.augmentation:
         if isinstance(operation, RandomResizedCrop):
             # Named, as the random numbers on the device: stages draw boxes of their own.
             seed = (experiment.seed << 32) | zlib.crc32(name.encode())
             views = stage.objective.views
             crop = Crops(seed, views, operation.scale, operation.ratio)
-    reader = source.reader(crop)
-    return Views(reader, source.annotations, order, mesh.size, own_blocks(mesh))
+    return source.reader(crop)
 
 
 def device_constants(

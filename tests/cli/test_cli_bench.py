@@ -1,12 +1,16 @@
-"""`jaxmlcl bench loss`."""
+"""`jaxmlcl bench loss` and `jaxmlcl bench input`."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 Run = Callable[..., Any]
 
@@ -58,11 +62,60 @@ def test_several_devices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 anchors cannot be split evenly among 2 devices; give a multiple" in err
 
 
+def test_input_tells_each_stage_and_what_bounds(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV (extra images) is not installed")
+    pytest.importorskip("simplejpeg", reason="simplejpeg (extra images) is not installed")
+    lines = ["file,a"]
+    for number in range(12):
+        pixels = np.full((30 + number, 40, 3), 20 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+        lines.append(f"{number}.jpg,{number % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    config = tmp_path / "photos.py"
+    config.write_text(
+        "from jaxmlcl.config import *\n"
+        f'data = Data("folder:{tmp_path}", images=Images(size=8))\n'
+        "encoder = ResNet(depths=(1,), channels=4, stem='small')\n"
+        "bce = Stage(Classification(encoder), steps(2), batch_size=4)\n"
+        "experiment = Experiment('photos', data, {'bce': bce})\n"
+    )
+    code, out, err = run("bench", "input", config, "--seconds", "0.1")
+    assert code == 0, err
+    for title in ("read", "decode", "crop", "batch", "transfer", "pipeline", "step of bce"):
+        assert re.search(rf"^  {title} +[\d,]+ images/s$", out, re.MULTILINE), out
+    assert "a run is bound by the " in out
+    words = [
+        "--data.images.size",
+        "8",
+        "--stages.pretrain.batch-size",
+        "4",
+        "--loading.workers",
+        "1",
+    ]
+    code, out, err = run(
+        "bench", "input", f"folder:{tmp_path}", *words, "--seconds", ".1", "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["images"], found["size"], found["workers"], found["step"]) == (12, 8, 1, None)
+    assert all(rate > 0 for rate in found["stages"].values())
+    # The stages one after the other are as fast as their times together.
+    together = 1 / sum(1 / rate for rate in found["stages"].values())
+    assert found["core"] == pytest.approx(together, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "bench has one action, loss"),
-        (("los",), "bench has one action, loss"),
+        ((), "bench: name what is measured, loss or input"),
+        (("los",), 'bench: unknown action "los"; did you mean loss?'),
+        (("input",), "CONFIG or SOURCE comes first"),
+        (("input", "--json"), "CONFIG or SOURCE comes first"),
+        (("input", "digits:train"), "is in memory and is not read by workers"),
+        (("input", "digits:train", "--seconds", "0"), "--seconds must be a number above 0, not 0"),
+        (("input", "digits:train", "--seconds"), "--seconds needs a value"),
+        (("input", "digits:train", "--stage", "probe"), 'no stage "probe"; there are pretrain'),
+        (("input", "digits:train", "--data.image.size", "3"), "did you mean --data.images.size"),
         (("loss", "--anchors", "0"), "anchors must be at least 1, not 0"),
         (("loss", "--keys", "-3"), "keys must be at least 1, not -3"),
         (("loss", "--keys", "many"), "argument --keys: invalid int value: 'many'"),

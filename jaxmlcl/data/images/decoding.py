@@ -82,6 +82,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 # What damaged headers make simplejpeg raise.
 _REFUSALS = (ValueError, KeyError, OverflowError, MemoryError, RuntimeError)
 
+_HARDLY = 1.25  # stored pixels for each pixel of the crop, along an axis
+
 # An encoded image, or one that is pixels already: uint8 [H, W, 3] or [H, W, 1].
 Stored = bytes | np.ndarray
 
@@ -148,13 +150,31 @@ def _decoded(encoded: bytes, where: str) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def crops(encoded: Stored, where: str, boxes: Sequence[Box], size: int) -> np.ndarray:
+def crops(
+    encoded: Stored,
+    where: str,
+    boxes: Sequence[Box],
+    size: int,
+    into: np.ndarray | None = None,
+) -> np.ndarray:
     """Parts of one image, each resized to a square, from one decoding: uint8 [V, size, size, 3].
 
     Args:
       encoded, where: as in `decode`.
       boxes: V parts, in pixels of the image as it is stored.
       size: side of the squares, pixels.
+      into: where they are written; a new array if left out.
+
+    Raises:
+      DataError: the image cannot be decoded.
+    """
+    return crops_of(*decoded_for(encoded, where, boxes, size), boxes, size, into)
+
+
+def decoded_for(
+    encoded: Stored, where: str, boxes: Sequence[Box], size: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image at the lowest scale that is enough for these crops, and its stored size.
 
     Raises:
       DataError: the image cannot be decoded.
@@ -164,14 +184,30 @@ def crops(encoded: Stored, where: str, boxes: Sequence[Box], size: int) -> np.nd
         min(height, max(math.ceil(height * size / box.height) for box in boxes)),
         min(width, max(math.ceil(width * size / box.width) for box in boxes)),
     )
-    image = decode(encoded, where, at_least=enough)
-    down, right = image.shape[0] / height, image.shape[1] / width
-    views = np.empty((len(boxes), size, size, 3), np.uint8)
+    return decode(encoded, where, at_least=enough), (height, width)
+
+
+def crops_of(
+    image: np.ndarray,
+    stored: tuple[int, int],
+    boxes: Sequence[Box],
+    size: int,
+    into: np.ndarray | None = None,
+) -> np.ndarray:
+    """Parts of a decoded image, each resized to a square: uint8 [V, size, size, 3].
+
+    Args:
+      image: pixels, at any scale.
+      stored: height and width of the image as it is stored, in whose pixels the boxes are.
+      boxes, size, into: as in `crops`.
+    """
+    down, right = image.shape[0] / stored[0], image.shape[1] / stored[1]
+    views = np.empty((len(boxes), size, size, 3), np.uint8) if into is None else into
     for view, box in zip(views, boxes, strict=True):
         top, left = int(box.top * down), int(box.left * right)
         bottom = min(image.shape[0], max(top + 1, round((box.top + box.height) * down)))
         end = min(image.shape[1], max(left + 1, round((box.left + box.width) * right)))
-        view[:] = _resized(image[top:bottom, left:end], size, size)
+        _resized(image[top:bottom, left:end], size, size, view)
     return views
 
 
@@ -200,12 +236,20 @@ def _is_jpeg(encoded: bytes) -> bool:
     return encoded[:2] == b"\xff\xd8"
 
 
-def _resized(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def _resized(
+    image: np.ndarray, rows: int, columns: int, into: np.ndarray | None = None
+) -> np.ndarray:
     cv2 = _opencv()
-    # Averaging over areas keeps fine patterns from aliasing; enlarging is bilinear.
-    shrinks = rows <= image.shape[0] and columns <= image.shape[1]
+    # Averaging over areas keeps fine patterns from aliasing; it is five times dearer than bilinear
+    # interpolation, which does where an image hardly shrinks, and is what enlarging takes.
+    down, right = image.shape[0] / rows, image.shape[1] / columns
+    shrinks = min(down, right) >= 1.0 and max(down, right) > _HARDLY
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (columns, rows), interpolation=how)
+    made: np.ndarray = cv2.resize(image, (columns, rows), dst=into, interpolation=how)
+    if into is not None and made is not into:
+        # What it can't write to itself.
+        into[...] = made
+    return made
 
 
 def _undecodable(where: str, why: Any) -> DataError:

@@ -14,7 +14,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 
 from jaxmlcl.data.images._source import EncodedSource
-from jaxmlcl.data.images.decoding import Stored, centre, crops, image_size, random_box
+from jaxmlcl.data.images.decoding import Box, Stored, centre, crops, image_size, random_box
 from jaxmlcl.data.source import SourceMetadata, checked_index
 from jaxmlcl.errors import ConfigError, DataError
 
@@ -83,8 +83,15 @@ class Reader:
         self._images = images
         self._crop = crop
 
-    def __call__(self, row: int, epoch: int) -> tuple[np.ndarray, int]:
+    def __call__(
+        self, row: int, epoch: int, into: np.ndarray | None = None
+    ) -> tuple[np.ndarray, int]:
         """A row's image, uint8 [S, S, 3] or [V, S, S, 3], and the row that it is of.
+
+        Args:
+          row: which.
+          epoch: the pass over the data, from 0.
+          into: where the image is written; a new array if left out.
 
         Raises:
           DataError: it cannot be decoded; with "skip", no image can.
@@ -93,32 +100,49 @@ class Reader:
             here = (row + offset) % len(self._source)
             stored = self._source.read(here)
             try:
-                return self._made(stored, here, epoch), here
+                return self._made(stored, here, epoch, into), here
             except DataError:
                 if self._images.undecodable == "error":
                     raise
         raise DataError(f"{self._source.metadata.name}: no image can be decoded")
 
-    def _made(self, stored: Stored, row: int, epoch: int) -> np.ndarray:
-        where, size, crop = self._source.place(row), self._images.size, self._crop
+    def stored(self, row: int) -> tuple[Stored, str]:
+        """A row's image as it is stored, and what messages call it."""
+        return self._source.read(row), self._source.place(row)
+
+    def boxes(self, row: int, epoch: int, height: int, width: int) -> list[Box]:
+        """Where an image of a size is cut, once for each view; empty for the central crop."""
+        crop = self._crop
         if crop is None:
-            return centre(stored, where, size, self._images.short_side)
-        height, width = image_size(stored, where)
-        boxes = [
+            return []
+        sample = int(self._source.ids[row])
+        return [
             random_box(
                 height,
                 width,
                 seed=crop.seed,
                 epoch=epoch,
-                sample=int(self._source.ids[row]),
+                sample=sample,
                 view=view,
                 scale=crop.scale,
                 ratio=crop.ratio,
             )
             for view in range(crop.views)
         ]
-        made = crops(stored, where, boxes, size)
-        return made[0] if crop.views == 1 else made
+
+    def _made(self, stored: Stored, row: int, epoch: int, into: np.ndarray | None) -> np.ndarray:
+        where, size = self._source.place(row), self._images.size
+        if self._crop is None:
+            central = centre(stored, where, size, self._images.short_side)
+            if into is None:
+                return central
+            into[...] = central
+            return into
+        one = self._crop.views == 1
+        views = into[None] if into is not None and one else into
+        boxes = self.boxes(row, epoch, *image_size(stored, where))
+        made = crops(stored, where, boxes, size, views)
+        return made[0] if one else made
 
 
 class Photographs:
