@@ -76,9 +76,12 @@ def test_input_tells_each_stage_and_what_bounds(run: Any, tmp_path: Path) -> Non
         "from jaxmlcl.config import *\n"
         f'data = Data("folder:{tmp_path}", images=Images(size=8))\n'
         "encoder = ResNet(depths=(1,), channels=4, stem='small')\n"
-        "bce = Stage(Classification(encoder), steps(2), batch_size=4)\n"
+        "bce = Stage(Classification(encoder), steps(2), batch_size=8)\n"
         "experiment = Experiment('photos', data, {'bce': bce})\n"
     )
+    code, _, err = run("bench", "input", config, "--stages.bce.batch-size", "12")
+    assert code == 2
+    assert "12 samples do not divide over 8 devices" in err
     code, out, err = run("bench", "input", config, "--seconds", "0.1")
     assert code == 0, err
     for title in ("read", "decode", "crop", "batch", "transfer", "pipeline", "step of bce"):
@@ -88,7 +91,7 @@ def test_input_tells_each_stage_and_what_bounds(run: Any, tmp_path: Path) -> Non
         "--data.images.size",
         "8",
         "--stages.pretrain.batch-size",
-        "4",
+        "8",
         "--loading.workers",
         "1",
     ]
