@@ -1,9 +1,15 @@
-"""HDF5 files with `feature` or `Image`, and `target`, as the authors of MulSupCon store data."""
+"""HDF5 files with `feature` or `Image`, and `target`, as the authors of MulSupCon store data.
+
+Images of a large file are photographs: they stay in the file and are read one by one, to be cropped
+and resized like those that are files of their own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +17,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from jaxmlcl.data._checks import as_float32, channels_last
+from jaxmlcl.data._checks import (
+    as_float32,
+    channels_last,
+    check_labels,
+    check_mask,
+    check_names,
+    check_numbers,
+)
+from jaxmlcl.data.images._source import EncodedSource, choice
 from jaxmlcl.data.source import ArraySource
 from jaxmlcl.errors import DataError, UserError
 
@@ -19,7 +33,13 @@ from jaxmlcl.errors import DataError, UserError
 _DENSEST = 1100
 
 
-def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> ArraySource:
+# Images of files up to this size are held in memory, unless asked otherwise.
+_IN_MEMORY = 2**30
+
+
+def open_hdf5(
+    path: Path, options: Mapping[str, str], places: Sequence[Path]
+) -> ArraySource | EncodedSource:
     """Open an HDF5 file of vectors or images; see `open_source`.
 
     `feature` is [n, d], numbers; in its place `Image` may be uint8 [n, height, width, channels] or
@@ -28,6 +48,10 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
     fixed length; without one they are `label_0`, `label_1`, ... A dataset `label_mask` [n, L] may
     say which labels are known (1, or True) and which are not (0). Features become float32, images
     stay uint8.
+
+    The option `images` says whether images are held in `memory`, as arrays of their size, or are
+    `photographs`, which are read one by one and cut and resized like image files; if it is left
+    out, those of more than 1 GiB are photographs.
 
     Returns:
       The rows in the order of the file.
@@ -45,9 +69,18 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
       >>> open_hdf5(path, {}, []).metadata.label_names
       ('sea',)
     """
-    del options, places
+    del places
+    kept = None
+    if "images" in options:
+        kept = choice(options, "images", ("memory", "photographs"), str(path))
     with _opened(path) as file:
         held = _inputs(file, path)
+        if held == "Image":
+            images = _dataset(file, held, path, 4)
+            if kept == "photographs" or (kept is None and images.nbytes > _IN_MEMORY):
+                return _photographs(path, file, images)
+        elif kept:
+            raise DataError(f"{path}: option images={kept}, but the file holds feature, no Image")
         inputs = _dataset(file, held, path, 4 if held == "Image" else 2)[()]
         labels = _dataset(file, "target", path)[()]
         mask = _dataset(file, "label_mask", path)[()] if "label_mask" in file else None
@@ -59,6 +92,83 @@ def open_hdf5(path: Path, options: Mapping[str, str], places: Sequence[Path]) ->
     return ArraySource(
         inputs, labels, name=path.stem, label_names=label_names, where=str(path), label_mask=mask
     )
+
+
+def _photographs(path: Path, file: h5py.File, images: h5py.Dataset) -> EncodedSource:
+    labels = check_numbers(_dataset(file, "target", path)[()], f"{path}, target")
+    found = _label_names(file, labels.shape[1], path)
+    label_names = check_names(found, labels.shape[1], "label", str(path))
+    mask = _dataset(file, "label_mask", path)[()] if "label_mask" in file else None
+    known = None if mask is None else check_mask(mask, labels.shape, str(path))
+    check_labels(labels, label_names, str(path), lambda row: f"row {row} (counted from 0)", known)
+    if len(images) != len(labels):
+        raise DataError(f"{path}: Image has {len(images)} rows, target has {len(labels)}")
+    # The layout and the type, by a row of it.
+    channels_last(images[:1], f"{path}, Image")
+    # All of it would be long to read, so the fingerprint is that of some rows.
+    content = hashlib.sha256(str((images.shape, images.dtype)).encode())
+    for row in np.linspace(0, len(images) - 1, 16, dtype=int).tolist():
+        content.update(images[row].tobytes())
+    return Hdf5Images(
+        path,
+        np.arange(len(images)),
+        labels=labels,
+        name=path.stem,
+        label_names=label_names,
+        ids=None,
+        where=str(path),
+        label_mask=known,
+        content=content.digest(),
+    )
+
+
+class Hdf5Images(EncodedSource):
+    """Images of an HDF5 file that stay there until they are asked for.
+
+    Args:
+      path: the file.
+      rows: [n], which rows of it.
+      **settings: as in `EncodedSource`.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._path, self._rows, self._content = path, rows, settings["content"]
+        self._open = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An open file stays where it is.
+        return {name: value for name, value in vars(self).items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _open=threading.local())
+
+    def read(self, row: int) -> np.ndarray:
+        """A row's pixels, uint8 [H, W, 1 or 3].
+
+        Raises:
+          DataError: they cannot be read.
+        """
+        opened = vars(self._open)
+        try:
+            if "images" not in opened:
+                opened["images"] = h5py.File(self._path, "r")["Image"]
+            pixels = opened["images"][int(self._rows[row])]
+        except Exception as error:
+            raise DataError(
+                f"{self.place(row)}: cannot be read: " + str(error).strip("'\"")
+            ) from None
+        return channels_last(pixels[None], f"{self._path}, Image")[0]
+
+    def place(self, row: int) -> str:
+        """The file, and which of its rows the row is."""
+        return f"{self._path}, row {self._rows[row]}"
+
+    def subset(self, rows: np.ndarray, name: str) -> Hdf5Images:
+        """Some rows, with their ids, under another name."""
+        return Hdf5Images(
+            self._path, self._rows[rows], **self._settings(rows, name), content=self._content
+        )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmlcl.data.images._source import Stored
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import DataError
 
@@ -173,10 +174,13 @@ def _read_files(source: Any, check: bool) -> _Content:
     return _Content(digests, source.labels(), source.label_mask(), [], images)
 
 
-def _decoded(content: bytes) -> tuple[bytes, tuple[int, int] | None]:
+def _decoded(content: Stored) -> tuple[bytes, tuple[int, int] | None]:
     """A digest of a file's content, and width and height in pixels if all of it can be decoded."""
     from jaxmlcl.data.images.pack import Packing, reduced
 
+    if isinstance(content, np.ndarray):
+        pixels = hashlib.blake2b(np.ascontiguousarray(content).data, digest_size=16).digest()
+        return pixels, (content.shape[1], content.shape[0])
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
         return digest, reduced(content, "", Packing(short_side=None))[1]

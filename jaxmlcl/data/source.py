@@ -333,8 +333,8 @@ _ENDINGS = {
     ".csv": _Opener(
         "jaxmlcl.data.table:open_csv", ("labels", "id", "missing", "unknown"), identity={"id": ""}
     ),
-    ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", (), identity={}),
-    ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", (), identity={}),
+    ".h5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ("images",), identity={}),
+    ".hdf5": _Opener("jaxmlcl.data.hdf5:open_hdf5", ("images",), identity={}),
     ".mat": _Opener("jaxmlcl.data.matlab:open_mat", (), identity={}),
     ".npy": _Opener(
         "jaxmlcl.data.numpy_files:open_npy", ("labels", "meta", "indices", "unknown"), identity={}

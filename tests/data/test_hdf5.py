@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from jaxmlcl.data import open_source
+from jaxmlcl.data import ArraySource, hdf5, open_source
+from jaxmlcl.data.images import Crops, EncodedSource, Images, Photographs
+from jaxmlcl.data.inspect import inspect_sources
 from jaxmlcl.errors import DataError
 
 FEATURES = np.array([[0.5, 1.0], [2.0, -3.0], [0.0, 4.0]])
@@ -52,6 +55,67 @@ def test_values_that_float32_cannot_hold_are_refused(tmp_path) -> None:
     path = write(tmp_path / "tiny.h5", feature=FEATURES * 1e40)
     with pytest.raises(DataError, match=r"row 0 .*feature 'feature_0': inf is outside"):
         open_source(path)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_images_that_stay_in_the_file(tmp_path, first, monkeypatch) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (3, 20, 24, 3)).astype(np.uint8)
+    stored = images.transpose(0, 3, 1, 2) if first else images
+    path = write(tmp_path / "tiny.h5", feature=None, Image=stored, label_names=NAMES)
+    assert isinstance(open_source(path), ArraySource)
+    source = open_source(f"{path}?images=photographs")
+    assert isinstance(source, EncodedSource)
+    for row, image in enumerate(images):
+        np.testing.assert_array_equal(source[row]["inputs"], image)
+        assert source[row]["labels"].tolist() == TARGETS[row].tolist()
+    assert source.metadata.label_names == ("sea", "sky", "forêt")
+    again = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(again[1]["inputs"], images[1])
+    part = source.subset(np.array([2]), "part")
+    assert part[0]["id"] == 2
+    np.testing.assert_array_equal(part[0]["inputs"], images[2])
+    assert part.metadata.fingerprint != source.metadata.fingerprint
+    # Large ones are photographs by themselves.
+    monkeypatch.setattr(hdf5, "_IN_MEMORY", images.nbytes - 1)
+    assert isinstance(open_source(path), EncodedSource)
+    assert isinstance(open_source(f"{path}?images=memory"), ArraySource)
+    for changed in (1, 2):
+        others = stored.copy()
+        others[changed] = 0
+        other = open_source(write(tmp_path / f"{changed}.h5", feature=None, Image=others))
+        assert other.metadata.fingerprint != source.metadata.fingerprint
+
+
+def test_photographs_of_a_file_are_cut_like_others(tmp_path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV (extra images) is not installed")
+    images = np.random.default_rng(0).integers(0, 255, (3, 20, 24, 1)).astype(np.uint8)
+    path = write(tmp_path / "tiny.h5", feature=None, Image=images)
+    photographs = Photographs(open_source(f"{path}?images=photographs"), Images(size=8, resize=8))
+    assert photographs[0]["inputs"].shape == (8, 8, 3)
+    view, row = photographs.reader(Crops(seed=0, views=2))(2, 0)
+    assert (view.shape, row) == ((2, 8, 8, 3), 2)
+    document = inspect_sources(
+        [("tiny", open_source(f"{path}?images=photographs"))], check_images=True
+    )
+    assert document["sources"][0]["images"]["sizes"] == [[24, 20], [24, 20]]
+
+
+@pytest.mark.parametrize(
+    ("content", "option", "message"),
+    [
+        ({}, "photographs", "option images=photographs, but the file holds feature"),
+        ({}, "disk", "option images='disk'; write images=memory or images=photographs"),
+        ({"target": TARGETS[:2]}, "photographs", "Image has 3 rows, target has 2"),
+        ({"target": TARGETS * 2}, "photographs", "row 0 .*: 2 is not 0 or 1"),
+        ({"Image": np.zeros((3, 4, 4, 3))}, "photographs", "expected uint8"),
+        ({"Image": np.zeros((3, 4, 4, 2), np.uint8)}, "photographs", "neither axis 1 nor 3"),
+    ],
+)
+def test_photographs_that_cannot_be(tmp_path, content, option, message) -> None:
+    images = {} if not content else {"feature": None, "Image": np.zeros((3, 4, 4, 3), np.uint8)}
+    path = write(tmp_path / "tiny.h5", **{**images, **content})
+    with pytest.raises(DataError, match=message):
+        open_source(f"{path}?images={option}")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

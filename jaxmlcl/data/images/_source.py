@@ -18,6 +18,9 @@ from jaxmlcl.data._checks import check_ids, check_names, shorten
 from jaxmlcl.data.source import SourceMetadata, checked_index
 from jaxmlcl.errors import DataError
 
+# An encoded image, or one that is pixels already: uint8 [H, W, 3] or [H, W, 1].
+Stored = bytes | np.ndarray
+
 
 class Names:
     """Many strings in two arrays, so that two million of them are small and quick to send.
@@ -55,7 +58,7 @@ class EncodedSource(abc.ABC):
     """Records that are encoded images of any size, read when they are asked for.
 
     `source[i]` is `{"inputs": bytes, "labels": uint8 [L], "id": int}`, with "label_mask" where some
-    labels are unknown. Labels are kept as bits.
+    labels are unknown; inputs stored as pixels are uint8 [H, W, C]. Labels are kept as bits.
 
     Args:
       labels: `[n, L]`, 0 or 1.
@@ -142,8 +145,8 @@ class EncodedSource(abc.ABC):
         )
 
     @abc.abstractmethod
-    def read(self, row: int) -> bytes:
-        """The bytes of a row's image.
+    def read(self, row: int) -> Stored:
+        """The bytes of a row's image, or its pixels where they are stored as such.
 
         Raises:
           DataError: they cannot be read.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmlcl.data.images._source import Stored
 from jaxmlcl.errors import ConfigError, DataError
 
 _ATTEMPTS = 10  # boxes tried before the central one is taken, as in torchvision
@@ -83,9 +84,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _REFUSALS = (ValueError, KeyError, OverflowError, MemoryError, RuntimeError)
 
 _HARDLY = 1.25  # stored pixels for each pixel of the crop, along an axis
-
-# An encoded image, or one that is pixels already: uint8 [H, W, 3] or [H, W, 1].
-Stored = bytes | np.ndarray
 
 
 def image_size(encoded: Stored, where: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxmlcl import __version__
-from jaxmlcl.data.images._source import EncodedSource
+from jaxmlcl.data.images._source import EncodedSource, Stored
 from jaxmlcl.data.images.shards import (
     INDEX,
     MANIFEST,
@@ -252,11 +252,11 @@ def _packed(source: EncodedSource, row: int, packing: Packing) -> dict[str, Any]
     return found
 
 
-def reduced(content: bytes, where: str, packing: Packing) -> tuple[bytes, tuple[int, int]]:
+def reduced(content: Stored, where: str, packing: Packing) -> tuple[bytes, tuple[int, int]]:
     """An image's bytes as they are packed, and its width and height before.
 
     Args:
-      content: an encoded image.
+      content: an encoded image; or pixels, which become a PNG where they need not shrink.
       where: what messages call it.
       packing: `short_side` and `quality`.
 
@@ -275,6 +275,12 @@ def reduced(content: bytes, where: str, packing: Packing) -> tuple[bytes, tuple[
     """
     from PIL import Image
 
+    if isinstance(content, np.ndarray):
+        buffer = io.BytesIO()
+        Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content).save(
+            buffer, "PNG"
+        )
+        content = buffer.getvalue()
     try:
         with Image.open(io.BytesIO(content)) as image:
             size = image.size

@@ -13,8 +13,8 @@ from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
-from jaxmlcl.data.images._source import EncodedSource
-from jaxmlcl.data.images.decoding import Box, Stored, centre, crops, image_size, random_box
+from jaxmlcl.data.images._source import EncodedSource, Stored
+from jaxmlcl.data.images.decoding import Box, centre, crops, image_size, random_box
 from jaxmlcl.data.source import SourceMetadata, checked_index
 from jaxmlcl.errors import ConfigError, DataError
 
