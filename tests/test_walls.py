@@ -72,6 +72,7 @@ HOMES = {
     "simplejpeg": {"data"},
     "sklearn": {"baselines", "data", "enhancement", "estimators"},
     "tensorboardX": {"training"},
+    "tensorflow_datasets": {"data"},
     "threadpoolctl": {"baselines"},
     "torch": {"bench"},
     "tqdm": {"cli"},

@@ -321,6 +321,11 @@ _SCHEMES = {
         ("labels", "empty", "missing"),
         identity={},
     ),
+    "tfds": _Opener(
+        "jaxmlcl.data.images.tfds:open_tfds",
+        ("split", "labels", "crowd", "difficult", "empty"),
+        identity={"split": "train"},
+    ),
     "shards": _Opener("jaxmlcl.data.images.shards:open_shards", ("empty",), identity={}),
     "folder": _Opener(
         "jaxmlcl.data.images.folder:open_folder",
