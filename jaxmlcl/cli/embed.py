@@ -72,7 +72,7 @@ def run(words: list[str]) -> None:
         network = open_network(
             experiment, options.workdir, options.stage, gives_scores=False, report=tell
         )
-        expected = network.trained_on.expected
+        expected = network.expected
         if options.input is None:
             split = options.split or "test"
             source = open_split(experiment.data_of(network.stage), split)

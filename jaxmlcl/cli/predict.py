@@ -27,7 +27,8 @@ enough; its data are not needed. FILE is written whole or not at all; one that i
 """
 _INPUT = """\
 rows to score: a CSV, ARFF, NPZ, NPY or HDF5 file with or without labels, a source such as
-"digits:test", or - for CSV from standard input
+"digits:test", or - for CSV from standard input; for a network of photographs a source of these, an
+image file, or a folder of image files
 """
 _THRESHOLD = """\
 from which score on a label is predicted: per-all (one threshold, chosen on the validation split),
@@ -83,7 +84,7 @@ def run(words: list[str]) -> None:
         check_stdin(options, processes)
         check_same_options(processes, options)
         network = open_network(experiment, options.workdir, options.stage, report=tell)
-        features = open_input(options, network.trained_on.expected)
+        features = open_input(options, network.expected)
         names = network.label_names
         decide = None
         if options.top is not None:
@@ -161,9 +162,6 @@ def opened_run(options: argparse.Namespace) -> Experiment:
         data = dataclasses.replace(experiment.data, root=options.root)
         experiment = dataclasses.replace(experiment, data=data)
     use_precision(experiment)
-    from jaxmlcl.training.program import SCORING_ROWS
-
-    options.batch = options.batch or SCORING_ROWS
     return experiment
 
 

@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -14,10 +15,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxmlcl.data._checks import channels_last, check_finite
+from jaxmlcl.data.images import EncodedSource, FileSource, Images, Photographs
 from jaxmlcl.data.source import Source, find_file, open_source, search_places, shorten
 from jaxmlcl.errors import DataError
 
 STDIN = "-"
+# Endings of files that are decoded as images.
+PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 # Names that sources give to columns which have none.
 _GENERATED = re.compile(r"(feature|meta)_\d+")
 
@@ -31,12 +35,14 @@ class Expected:
       input_dtype: the NumPy name of the inputs' type.
       feature_names: the `d` names of the columns of vectors, if they are known.
       label_names: names of columns that are labels, where a file has them too.
+      images: what photographs become, for a network of these.
     """
 
     input_shape: tuple[int, ...]
     input_dtype: str = "float32"
     feature_names: tuple[str, ...] | None = None
     label_names: tuple[str, ...] = ()
+    images: Images | None = None
 
     @property
     def column_names(self) -> tuple[str, ...] | None:
@@ -88,7 +94,9 @@ def open_features(
     where the names of training are known, whatever their order, and by count otherwise; columns
     of other names are left aside. NPZ holds `features` (or `inputs`, or `x`) and may hold `ids`,
     NPY one array [n, d], HDF5 `feature` or `Image`. Anything with options behind a question mark,
-    and anything else that `open_source` knows, is opened as a source, with its labels and ids.
+    and anything else that `open_source` knows, is opened as a source, with its labels and ids. An
+    image file, and all of those in a folder and below it, are cut centrally as evaluation does;
+    their names are the ids.
 
     Args:
       uri: a file, a source, or "-" for CSV from `stdin`.
@@ -118,6 +126,11 @@ def open_features(
     """
     text = os.fspath(uri)
     ending = os.path.splitext(text)[1].lower()
+    if ending in PICTURES or (places := _folders(text, root)):
+        if id_column is not None:
+            raise DataError(f"{text}: an id column belongs to CSV")
+        found = find_file(text, search_places(root)) if ending in PICTURES else places[0]
+        return _pictures(found, expected)
     if text != STDIN and ending not in _READERS:
         if id_column is not None:
             raise DataError(f"{text}: an id column belongs to CSV without options behind '?'")
@@ -154,6 +167,8 @@ def source_features(source: Source, where: str, expected: Expected) -> Features:
       >>> [rows.ids.tolist() for rows in features.read(2)]
       [[0, 1], [2]]
     """
+    if isinstance(source, EncodedSource):
+        source = Photographs(source, expected.images)
     metadata = source.metadata
     names = getattr(source, "feature_names", None)
     columns = _columns(metadata.input_shape, names, where, expected)
@@ -163,6 +178,11 @@ def source_features(source: Source, where: str, expected: Expected) -> Features:
         for start in range(0, len(source), rows):
             if arrays is not None:
                 part = {name: array[start : start + rows] for name, array in arrays().items()}
+            elif isinstance(source, Photographs):
+                chosen = range(start, min(start + rows, len(source)))
+                part = source.annotations(np.array(chosen))
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    part["inputs"] = source.inputs(chosen, pool)
             else:
                 records = [source[i] for i in range(start, min(start + rows, len(source)))]
                 part = {
@@ -176,6 +196,35 @@ def source_features(source: Source, where: str, expected: Expected) -> Features:
             yield Rows(part["ids"], inputs, part["labels"], part.get("label_mask"))
 
     return Features(where, read, metadata.label_names)
+
+
+def _folders(text: str, root: str | os.PathLike[str] | None) -> list[Path]:
+    """The folders of that name, if it is one and no scheme."""
+    expanded = Path(os.path.expanduser(text))
+    tried = [expanded] if expanded.is_absolute() else [p / text for p in search_places(root)]
+    return [place for place in tried if text and place.is_dir()]
+
+
+def _pictures(path: Path, expected: Expected) -> Features:
+    """Image files without labels; their names are the ids."""
+    where, folder, names = str(path), path.parent, [path.name]
+    if path.is_dir():
+        folder = path
+        files = (file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+        names = sorted(file.relative_to(path).as_posix() for file in files)
+    if not names:
+        raise DataError(f"{where}: no image file in it ({', '.join(sorted(PICTURES))})")
+    source = FileSource(folder, names, np.ones((len(names), 1)), name=where, label_names=["none"])
+    photographs = source_features(source, where, expected)
+
+    def read(rows: int) -> Iterator[Rows]:
+        start = 0
+        for part in photographs.read(rows):
+            ids = np.array(names[start : start + len(part.ids)], np.str_)
+            yield Rows(ids, part.inputs, None)
+            start += len(part.ids)
+
+    return Features(where, read)
 
 
 def _csv(

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmlcl.data.features import Features, Rows
+from jaxmlcl.data.features import Expected, Features, Rows
+from jaxmlcl.data.images import Images
 from jaxmlcl.distributed import group
 from jaxmlcl.errors import CheckpointError, ConfigError, DataError
 from jaxmlcl.training.checkpoint import Checkpoint
 from jaxmlcl.training.experiment import Experiment
-from jaxmlcl.training.program import SCORING_ROWS, StageProgram, device_constants, on_mesh
+from jaxmlcl.training.program import StageProgram, device_constants, on_mesh, scoring_rows
 from jaxmlcl.training.scoring import restore_stage, scoring_mesh, scoring_stages
 from jaxmlcl.training.splits import Preparation, preparation_file
 from jaxmlcl.training.step import TrainState
@@ -34,6 +35,13 @@ class Network:
     state: TrainState
     checkpoint: Checkpoint
     constants: Any
+    images: Images
+    """What photographs become, as they did in training."""
+
+    @property
+    def expected(self) -> Expected:
+        """What the inputs of new rows must be like."""
+        return dataclasses.replace(self.trained_on.expected, images=self.images)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -41,14 +49,14 @@ class Network:
         return self.trained_on.metadata.label_names
 
     def scores(
-        self, features: Features, batch: int = SCORING_ROWS
+        self, features: Features, batch: int | None = None
     ) -> Iterator[tuple[Rows, np.ndarray]]:
         """Label scores of all rows, some rows at a time.
 
         Args:
           features: the rows; see `jaxmlcl.data.features.open_features`.
-          batch: rows at a time. With the default, rows of a whole split get the bits that
-            evaluation gives them; the size of the batch may change the last ones.
+          batch: rows at a time; if left out, as many as evaluation takes, so that rows of a whole
+            split get the bits that it gives them. The size of the batch may change the last ones.
 
         Yields:
           Rows, and their scores [n, L] float32.
@@ -60,7 +68,7 @@ class Network:
         return self._apply(lambda *arguments: {"score": function(*arguments)}, features, batch)
 
     def embeddings(
-        self, features: Features, batch: int = SCORING_ROWS
+        self, features: Features, batch: int | None = None
     ) -> Iterator[tuple[Rows, dict[str, np.ndarray]]]:
         """Named representations of all rows, each [n, width] float32; see `scores`."""
         return self._batches(self.program.embedder(self.constants), features, batch)
@@ -80,15 +88,16 @@ class Network:
         return np.asarray(jax.device_get(found), np.float32)
 
     def _apply(
-        self, function: Callable[..., dict[str, jax.Array]], features: Features, batch: int
+        self, function: Callable[..., dict[str, jax.Array]], features: Features, batch: int | None
     ) -> Iterator[tuple[Rows, np.ndarray]]:
         for rows, found in self._batches(function, features, batch):
             yield rows, found["score"]
 
     def _batches(
-        self, function: Callable[..., dict[str, jax.Array]], features: Features, batch: int
+        self, function: Callable[..., dict[str, jax.Array]], features: Features, batch: int | None
     ) -> Iterator[tuple[Rows, dict[str, np.ndarray]]]:
         mesh = self.program.mesh
+        batch = batch or scoring_rows(self.program.input_shape)
         parts = features.read(batch + -batch % mesh.size)
         first = next(parts, None)
         if first is None:
@@ -171,4 +180,5 @@ def open_network(
             "run the training command again to rewrite it"
         )
     constants = device_constants(preparation, None, mesh, experiment.precision)
-    return Network(name, trained_on, program, state, checkpoint, constants)
+    images = experiment.data_of(name).images
+    return Network(name, trained_on, program, state, checkpoint, constants, images)

@@ -226,9 +226,23 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: Any) -> Non
     words = ["--data.images.size", "16", "--loading.workers", "1"]
     assert main(["train", str(config), *words, "--workdir", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--split", "test"]) == 0
-    (folder / "odd.jpg").write_bytes(b"")
     out = capsys.readouterr()
     assert "mAP" in out.out + out.err
+    table, scores = tmp_path / "scores.csv", tmp_path / "run/evaluation/bce-test.npz"
+    for what in (f"folder:{folder}?split=test", str(folder / "test-3.jpg"), str(folder)):
+        assert main(["predict", str(tmp_path / "run"), what, "-o", str(table)]) == 0
+        lines = table.read_text().splitlines()
+        if what.startswith("folder:"):
+            with np.load(scores, allow_pickle=False) as stored:
+                evaluated = stored["scores"]
+            found = np.array([line.split(",")[1:] for line in lines[1:]], np.float32)
+            np.testing.assert_allclose(found, evaluated, atol=2e-6)
+        else:
+            assert lines[1].startswith("test-3.jpg," if what.endswith(".jpg") else "test-0.jpg,")
+    assert len(lines) == 1 + 96
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "run"), "-o", str(table)]) == 2
+    assert "no image file in it" in capsys.readouterr().err
     words = ["--data.images.size", "0", "--workdir", str(tmp_path / "other")]
     assert main(["train", str(config), *words]) == 2
     assert "images: size must be from 1" in capsys.readouterr().err
