@@ -60,13 +60,22 @@ def sample_images(workdir: Path, root: str | None = None) -> dict[str, np.ndarra
     experiment = _read(workdir / "experiment.json")
     try:
         uri, fingerprint = evaluation["data"]["source"], evaluation["data"]["fingerprint"]
-        root = root or _own_root(experiment, evaluation) or experiment["data"]["root"]
+        own = _own_data(experiment, evaluation)
+        root = root or own.get("root") or experiment["data"]["root"]
     except (KeyError, TypeError):
         # Not evaluated yet, or damaged: the report itself says which.
         return None
     from jaxmlcl.data import open_source
+    from jaxmlcl.data.images import EncodedSource, Photographs
 
     source = open_source(uri, root=root)
+    if isinstance(source, EncodedSource):
+        from jaxmlcl.config import from_json
+
+        run = from_json((workdir / "experiment.json").read_text(encoding="utf-8"))
+        stage = evaluation.get("run", {}).get("stage")
+        data = run.data_of(stage) if stage in run.stages else run.data
+        source = Photographs(source, data.images)
     if source.metadata.fingerprint != fingerprint:
         raise UserError(f"{uri}: the data are not those that were evaluated")
     records = [source[index] for index in range(min(_SAMPLES, len(source)))]
@@ -80,13 +89,13 @@ def sample_images(workdir: Path, root: str | None = None) -> dict[str, np.ndarra
     return {"ids": np.array([record["id"] for record in records]), "inputs": inputs}
 
 
-def _own_root(experiment: dict[str, Any], evaluation: dict[str, Any]) -> str | None:
-    """The folder that the main stage's own data name, if it has any and they do."""
+def _own_data(experiment: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The main stage's own data, as they are written; empty where it has none."""
     try:
-        root = experiment["stages"][evaluation["run"]["stage"]]["data"]["root"]
+        data = experiment["stages"][evaluation["run"]["stage"]]["data"]
     except (KeyError, TypeError):
-        return None
-    return root if isinstance(root, str) else None
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

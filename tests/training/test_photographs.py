@@ -228,6 +228,9 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: Any) -> Non
     assert main(["evaluate", str(tmp_path / "run"), "--split", "test"]) == 0
     out = capsys.readouterr()
     assert "mAP" in out.out + out.err
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "no sample images" not in capsys.readouterr().err
+    assert (tmp_path / "run/report.html").read_text().count("data:image/png;base64") >= 24
     table, scores = tmp_path / "scores.csv", tmp_path / "run/evaluation/bce-test.npz"
     for what in (f"folder:{folder}?split=test", str(folder / "test-3.jpg"), str(folder)):
         assert main(["predict", str(tmp_path / "run"), what, "-o", str(table)]) == 0
