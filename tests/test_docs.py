@@ -272,6 +272,51 @@ def test_the_readme_trains_on_your_own_data(
 
 
 @pytest.mark.slow
+def test_the_readme_trains_on_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cv2", reason="OpenCV (extra images) is not installed")
+    from benchmarks.input import parts_of_photographs
+
+    folder = tmp_path / "FOLDER"
+    folder.mkdir()
+    animals = parts_of_photographs(folder / "animals", count=96)
+    header, *lines = (animals / "labels.csv").read_text().splitlines()
+    cuts = ["train"] * 64 + ["validation"] * 16 + ["test"] * 16
+    named = [line.replace(",", f",{cut},") for line, cut in zip(lines, cuts, strict=True)]
+    (animals / "labels.csv").write_text("\n".join([header.replace(",", ",split,"), *named]))
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "README.md"
+    write_configurations(page, tmp_path)
+    short = ["--data.images.size", "32", "--stages.pretrain.objective.queue-capacity", "64"]
+    short += ["--stages.pretrain.batch-size", "16", "--stages.probe.batch-size", "16"]
+    steps = []
+    for stage in ("pretrain", "probe"):
+        steps += [f"--stages.{stage}.duration", "3 steps"]
+    run = [
+        words[1:]
+        for words in commands(page)
+        if words[0] == "jaxmlcl" and any("animals" in word for word in words)
+    ]
+    assert [words[:2] for words in run] == [
+        ["data", "inspect"],
+        ["bench", "input"],
+        ["train", "animals.py"],
+        ["evaluate", "runs/animals"],
+        ["predict", "runs/animals"],
+        ["data", "pack"],
+    ]
+    for words in run:
+        more = {"train": [*short, *steps], "bench": [*short, "--seconds", "0.2"]}
+        assert cli.main([*words, *more.get(words[0], [])]) == 0, words
+    out = capsys.readouterr().out
+    assert "a run is bound by " in out
+    assert "0 of" not in out
+    assert len((tmp_path / "animals.csv").read_text().splitlines()) == 97
+    assert cli.main(["data", "inspect", "shards:packed/train"]) == 0
+
+
+@pytest.mark.slow
 def test_the_readme_enhances_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
