@@ -25,22 +25,23 @@ class TwoCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(self, packed: str) -> None:
         source = open_source(f"shards:{packed}")
         assert isinstance(source, EncodedSource)
-        self.source = source
+        # All of it in memory: readers of shards have threads that end a worker badly.
+        self.images = [bytes(source.read(row)) for row in range(len(source))]
+        self.labels = source.labels()
         # The same boxes, so that both sides cut and resize as much.
         self.reader = Photographs(source, Images(size=SIZE)).reader(Crops(seed=0, views=2))
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        record = self.source[row]
-        image = Image.open(io.BytesIO(record["inputs"])).convert("RGB")
+        image = Image.open(io.BytesIO(self.images[row])).convert("RGB")
         views = []
         for box in self.reader.boxes(row, 0, image.height, image.width):
             edges = (box.left, box.top, box.left + box.width, box.top + box.height)
             view = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=edges)
             views.append(torch.from_numpy(np.array(view)))
-        return torch.stack(views), torch.from_numpy(record["labels"])
+        return torch.stack(views), torch.from_numpy(self.labels[row])
 
 
 class Peer:
@@ -66,7 +67,6 @@ class Peer:
             drop_last=True,
             num_workers=workers,
             persistent_workers=workers > 0,
-            # The readers of shards have threads, which a forked process would not have.
             multiprocessing_context="spawn" if workers else None,
         )
 
