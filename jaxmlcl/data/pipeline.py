@@ -298,6 +298,15 @@ def batches(steps: Steps, start: int, loading: Loading | None = None) -> Generat
                 found = {name: np.array(array) for name, array in found.items()}
             yield steps.complete(step, found)
             step += 1
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        # grain's words for a worker that is gone without an exception of its own.
+        code = str(error).partition("exit code ")[2].partition(".")[0]
+        raise DataError(
+            f"a process that reads photographs ended with {code or 'an error'}; if memory ran out, "
+            "give fewer --loading.workers"
+        ) from None
     finally:
         found = None
         # Ends the background threads and processes at once instead of at some garbage collection.
@@ -309,6 +318,10 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+# Seconds that a worker goes on after it was asked to end.
+_GRACE = 60
 
 
 class _Ahead:
@@ -328,13 +341,22 @@ def _start_worker(index: int, count: int) -> None:
     """In a worker: leave accelerators and signals to the process that trains, and end with it."""
     del index, count
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # An interrupt from the keyboard reaches all processes; the trainer saves, then ends the others.
+    # A signal may reach all processes at once, from the keyboard or a scheduler; the trainer saves,
+    # for which it may need another batch, and then ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked = threading.Event()
+
+    def ask(*_: Any) -> None:
+        asked.set()
+
+    signal.signal(signal.SIGTERM, ask)
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        left = _GRACE
+        while os.getppid() == parent and left > 0:
             time.sleep(1.0)
-        os._exit(1)
+            left -= asked.is_set()
+        os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()

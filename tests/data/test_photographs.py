@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -258,6 +263,61 @@ def test_an_error_in_a_worker_is_that_of_the_file(tmp_path: Path) -> None:
     iterator = batches(steps, 0, Loading(workers=2))
     with pytest.raises(DataError, match=r"3.jpg: cannot be decoded"):
         list(itertools.islice(iterator, 4))
+
+
+def workers() -> list[int]:
+    """The processes that this one has started."""
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+
+
+def test_a_worker_outlives_a_signal_to_all_and_its_death_is_told(tmp_path: Path) -> None:
+    steps = steps_of(tmp_path)
+    iterator = batches(steps, 0, Loading(workers=1))
+    next(iterator)
+    (worker,) = workers()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker, number)
+    # More than it had read ahead.
+    assert len(list(itertools.islice(iterator, 12))) == 12
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"ended with -9; if memory ran out, give fewer"):
+        list(itertools.islice(iterator, 12))
+    assert not workers()
+
+
+PROGRAM = """
+import sys, time
+from tests.data.test_photographs import steps_of
+from jaxmlcl.data.pipeline import Loading, batches
+from pathlib import Path
+
+if __name__ == "__main__":
+    iterator = batches(steps_of(Path(sys.argv[1])), 0, Loading(workers=2))
+    next(iterator)
+    import multiprocessing
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    (tmp_path / "photographs").mkdir()
+    command = [sys.executable, str(program), str(tmp_path / "photographs")]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 2
+        process.kill()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return
+        time.sleep(0.1)
+    raise AssertionError("workers are left")
 
 
 def test_real_photographs() -> None:
