@@ -5,8 +5,8 @@ endless stream of epochs without a remainder, so every sample is seen once per e
 has the same shape. Because step i can be computed without the steps before it, the position of the
 pipeline is the step, and nothing else has to be saved.
 
-Vectors and small images are read by threads. Photographs are read, decoded and cropped by worker
-processes, which know files but no labels; these join in the process that trains.
+Photographs are read, decoded and cropped by threads or by worker processes, which know files but no
+labels; these join in the process that trains. Everything else is read by threads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -277,22 +278,24 @@ def batches(steps: Steps, start: int, loading: Loading | None = None) -> Generat
 
     loading = loading or Loading()
     dataset = grain.MapDataset.source(_Ahead(steps)).slice(slice(start, None))
+    # What is in memory is not worth a process.
+    workers = loading.workers if steps.decodes else 0
     threads = loading.threads
     if threads is None:
-        threads = min(8, _cores()) if steps.decodes and not loading.workers else 1
-    ahead = loading.ahead or (1 if loading.workers else 8)
+        threads = min(8, _cores()) if steps.decodes and not workers else 1
+    ahead = loading.ahead or (1 if workers else 8)
     reading: Any = dataset.to_iter_dataset(grain.ReadOptions(threads, ahead))
-    if loading.workers:
+    if workers:
         # Its workers are told the flags of absl, which a program that has none never parses.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(loading.workers, per_worker_buffer_size=ahead)
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead)
         reading = reading.mp_prefetch(options, worker_init_fn=_start_worker)
     iterator = iter(reading)
     step = start
     try:
         while (found := next(iterator, None)) is not None:
-            if loading.workers and isinstance(found, dict):
+            if workers and isinstance(found, dict):
                 # Out of memory shared with the worker, which is given back at once and not whenever
                 # the last user of the batch is gone: at the end of the program it never would be.
                 found = {name: np.array(array) for name, array in found.items()}
@@ -350,11 +353,11 @@ def _start_worker(index: int, count: int) -> None:
         asked.set()
 
     signal.signal(signal.SIGTERM, ask)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
         left = _GRACE
-        while os.getppid() == parent and left > 0:
+        while parent is not None and parent.is_alive() and left > 0:
             time.sleep(1.0)
             left -= asked.is_set()
         os._exit(0)

@@ -253,11 +253,15 @@ def build_stage(
     dtype = jnp.dtype(experiment.precision)
     metadata = source.metadata
     crops = sum(isinstance(operation, RandomResizedCrop) for operation in stage.augmentation)
-    if crops > 1 or (crops and not isinstance(source, Photographs) and trains):
-        raise ConfigError(
-            f"stages.{name}: RandomResizedCrop cuts photographs while they are read, once; "
-            + ("name it once" if crops > 1 else f"{metadata.name} is in memory: use Shift")
-        )
+    if crops and trains:
+        where = f"stages.{name}: RandomResizedCrop cuts photographs while they are read, once"
+        if crops > 1:
+            raise ConfigError(f"{where}; name it once")
+        if not isinstance(source, Photographs):
+            raise ConfigError(
+                f"{where}; {metadata.name} is in memory: use Shift, or ?images=photographs of an "
+                "HDF5 file"
+            )
     views = stage.objective.views
     shape = (stage.batch_size, *((views,) if views > 1 else ()), *metadata.input_shape)
     label_shape = (stage.batch_size, len(metadata.label_names))

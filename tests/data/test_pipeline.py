@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import time
 from typing import Any
 
@@ -111,6 +112,13 @@ def test_threads_that_overtake_each_other_keep_the_order() -> None:
             "labels": "uint8",
             "ids": "int32",
         }
+
+
+def test_sources_in_memory_need_no_workers() -> None:
+    iterator = batches(Records(source(), GlobalOrder(23, 5, 6)), 0, Loading(workers=3))
+    next(iterator)
+    assert not multiprocessing.active_children()
+    iterator.close()
 
 
 def test_records_are_what_indices_point_at() -> None:
