@@ -146,6 +146,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(done: Done, folder: Path, tmp_pa
     assert untimed(tmp_path / "run") == untimed(done.workdir)
 
 
+def test_devices_change_rounding_only(done: Done, folder: Path, tmp_path: Path) -> None:
+    experiment = photographs(folder, tmp_path / "run")
+    pretraining = dataclasses.replace(
+        experiment, stages={"pretrain": experiment.stages["pretrain"]}
+    )
+    train(pretraining, to_json(pretraining), devices=jax.devices()[:4])
+    found, expected = (
+        [row["loss"] for row in untimed(Path(workdir)) if row["stage"] == "pretrain"]
+        for workdir in (tmp_path / "run", done.workdir)
+    )
+    assert len(found) == 4
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
 def test_the_network_sees_standardised_channels(folder: Path, tmp_path: Path) -> None:
     data = photographs(folder, tmp_path, statistics="imagenet").data
     preparation = fit_preparation(data, open_split(data, "train"))
