@@ -69,6 +69,7 @@ HOMES = {
     "msgspec": {"data"},
     "optax": {"training", "enhancement"},
     "orbax": {"training"},
+    "safetensors": {"models"},
     "simplejpeg": {"data"},
     "sklearn": {"baselines", "data", "enhancement", "estimators"},
     "tensorboardX": {"training"},

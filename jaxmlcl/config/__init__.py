@@ -22,7 +22,7 @@ from jaxmlcl.data.images import Images
 from jaxmlcl.methods import CGMVAE, Classification, JointMulSupCon, MulSupCon
 from jaxmlcl.methods.cgmvae import cgmvae_stage
 from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe
-from jaxmlcl.models import MLP, Projection, ResNet
+from jaxmlcl.models import MLP, Projection, ResNet, ViT, vit
 from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.duration import Duration, epochs, examples, flops_of, steps
 from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Loading, Logging
@@ -69,6 +69,7 @@ __all__ = [
     "Row",
     "Shift",
     "Stage",
+    "ViT",
     "WarmRestarts",
     "ZeroMask",
     "cgmvae_stage",
@@ -88,4 +89,5 @@ __all__ = [
     "steps",
     "strategy",
     "to_json",
+    "vit",
 ]

@@ -4,8 +4,11 @@ from jaxmlcl.models.encoders import MLP, Encoder, ResNet
 from jaxmlcl.models.gmvae import Decoder, GaussianHead, LabelGaussians
 from jaxmlcl.models.heads import Classifier, Projection
 from jaxmlcl.models.layers import Dropout, dense
+from jaxmlcl.models.pretrained import ARCHITECTURES, Pretrained, load_pretrained, save_pretrained
+from jaxmlcl.models.vit import ViT, vit
 
 __all__ = [
+    "ARCHITECTURES",
     "MLP",
     "Classifier",
     "Decoder",
@@ -13,7 +16,12 @@ __all__ = [
     "Encoder",
     "GaussianHead",
     "LabelGaussians",
+    "Pretrained",
     "Projection",
     "ResNet",
+    "ViT",
     "dense",
+    "load_pretrained",
+    "save_pretrained",
+    "vit",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -66,7 +67,7 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
-        _check_rank("MLP", "vectors", inputs, 2)
+        check_rank("MLP", "vectors", inputs, 2)
         x = inputs.astype(self.dtype)
         for width in self.hidden:
             x = dense(x.shape[-1], width, self.dtype)(x)
@@ -90,6 +91,9 @@ class ResNet(Encoder):
     """Two 3x3 convolutions, or 1x1-3x3-1x1 with four times the channels at the end."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """7x7 stride 2 with max pooling, or one 3x3 for small images."""
+    norm: Literal["batch", "group"] = "batch"
+    """Batch normalisation, or group normalisation (32 groups, fewer where they do not divide the
+    channels), which does not look at other samples."""
     statistics: Statistics = "global"
     """Batch normalisation by the mean and variance of the whole batch, or of each device's rows."""
     remat: Literal["none", "convolutions", "blocks"] = "none"
@@ -105,7 +109,14 @@ class ResNet(Encoder):
     def build(self, dtype: Any) -> nn.Module:
         """The Flax module."""
         return _ResNet(
-            self.depths, self.channels, self.block, self.stem, self.statistics, self.remat, dtype
+            self.depths,
+            self.channels,
+            self.block,
+            self.stem,
+            self.norm,
+            self.statistics,
+            self.remat,
+            dtype,
         )
 
     @property
@@ -121,21 +132,22 @@ class _ResNet(nn.Module):
     channels: int
     block: str
     stem: str
+    norm: str
     statistics: Statistics
     remat: str
     dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
-        _check_rank("ResNet", "images", inputs, 4)
+        check_rank("ResNet", "images", inputs, 4)
         x = inputs.astype(self.dtype)
         if self.stem == "imagenet":
             x = _conv(self.channels, 7, 2, self.dtype)(x)
-            x = nn.relu(batch_norm(train, self.dtype, self.statistics)(x))
+            x = nn.relu(_norm(self, train)(x))
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         else:
             x = _conv(self.channels, 3, 1, self.dtype)(x)
-            x = nn.relu(batch_norm(train, self.dtype, self.statistics)(x))
+            x = nn.relu(_norm(self, train)(x))
         block: Any = _Block
         if self.remat != "none":
             policy = _keep_convolutions if self.remat == "convolutions" else None
@@ -151,6 +163,7 @@ class _ResNet(nn.Module):
                 self.channels * 2**group,
                 stride,
                 self.block,
+                self.norm,
                 self.statistics,
                 self.dtype,
                 name=f"_Block_{index}",
@@ -162,6 +175,7 @@ class _Block(nn.Module):
     channels: int
     stride: int
     block: str
+    norm: str
     statistics: Statistics
     dtype: Any
 
@@ -178,13 +192,34 @@ class _Block(nn.Module):
         y = x
         for position, (channels, size, stride) in enumerate(plan):
             y = _conv(channels, size, stride, self.dtype)(y)
-            y = batch_norm(train, self.dtype, self.statistics)(y)
+            y = _norm(self, train)(y)
             if position < len(plan) - 1:
                 y = nn.relu(y)
         if x.shape != y.shape:
             x = _conv(plan[-1][0], 1, self.stride, self.dtype)(x)
-            x = batch_norm(train, self.dtype, self.statistics)(x)
+            x = _norm(self, train)(x)
         return nn.relu(x + y)
+
+
+def _norm(of: Any, train: bool) -> nn.Module:
+    """The normalisation that a network or block is made with."""
+    if of.norm == "batch":
+        return batch_norm(train, of.dtype, of.statistics)
+    return GroupNorm(dtype=of.dtype, param_dtype=jnp.promote_types(of.dtype, jnp.float32))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation in 32 groups, or as many as divide both 32 and the channels."""
+
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply to x [B, ..., C]."""
+        groups = math.gcd(32, x.shape[-1])
+        norm = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, param_dtype=self.param_dtype)
+        return norm(x)
 
 
 def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -192,7 +227,15 @@ def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name == "conv_general_dilated"
 
 
-def _check_rank(name: str, kind: str, inputs: jax.Array, rank: int) -> None:
+def check_rank(name: str, kind: str, inputs: jax.Array, rank: int) -> None:
+    """Refuse inputs that an encoder is not for.
+
+    Raises:
+      ConfigError: naming both.
+
+    Example:
+      >>> check_rank("MLP", "vectors", jnp.ones((2, 3)), 2)
+    """
     if inputs.ndim != rank:
         raise ConfigError(
             f"encoder: {name} takes {kind}, not inputs of shape {inputs.shape[1:]}; choose the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.methods.networks import init_module, run_module
-from jaxmlcl.models import MLP, Classifier, Dropout, Projection, ResNet, dense
+from jaxmlcl.models import MLP, Classifier, Dropout, Projection, ResNet, ViT, dense, vit
 
 SMALL = ResNet(depths=(1, 1), channels=4, stem="small")
 SIGMAS = 5.0
@@ -424,3 +425,63 @@ def test_what_cannot_be_built_is_refused(make: Any) -> None:
 def test_dense_without_bias() -> None:
     params = dense(3, 2, jnp.float32, use_bias=False).init(jax.random.key(0), jnp.ones((1, 3)))
     assert set(params["params"]) == {"kernel"}
+
+
+def test_group_normalisation_looks_at_one_sample() -> None:
+    spec = ResNet(depths=(1, 1), channels=4, stem="small", norm="group")
+    params, stats = initial(spec, (2, 16, 16, 3))
+    assert stats == {}
+    assert size(params) == size(initial(dataclasses.replace(spec, norm="batch"), (2, 16, 16, 3))[0])
+    module = spec.build(jnp.float32)
+    x = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    together, _ = run_module(module, params, stats, x, train=True, key=jax.random.key(0))
+    alone, _ = run_module(module, params, stats, x[1:2], train=True, key=jax.random.key(0))
+    np.testing.assert_allclose(alone[0], together[1], rtol=1e-5, atol=1e-6)
+
+
+def test_vision_transformers() -> None:
+    # torchvision's 86 567 656 and 304 326 632 without the last layer; S is timm's 22 050 664.
+    for spec, last, count in (
+        (vit("S"), 384, 22_050_664),
+        (vit("B"), 768, 86_567_656),
+        (vit("L"), 1024, 304_326_632),
+    ):
+        params, stats, output = abstract(spec, (2, 224, 224, 3))
+        assert size(params) == count - (last + 1) * 1000
+        assert stats == {}
+        assert output.shape == (2, spec.width) == (2, last)
+    small = ViT(patch=4, units=8, depth=2, heads=2, dropout=0.5)
+    params, stats = initial(small, (1, 8, 8, 3))
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+
+    def outputs(spec: ViT, dtype: Any, **options: Any) -> Any:
+        return run_module(spec.build(dtype), params, stats, x.astype(dtype), **options)[0]
+
+    still = outputs(small, jnp.float32, train=False, key=jax.random.key(0))
+    np.testing.assert_array_equal(
+        still, outputs(small, jnp.float32, train=False, key=jax.random.key(1))
+    )
+    moving = [outputs(small, jnp.float32, train=True, key=jax.random.key(k)) for k in (0, 1)]
+    assert (moving[0] != moving[1]).any()
+    again = dataclasses.replace(small, remat="blocks")
+    np.testing.assert_allclose(
+        outputs(again, jnp.float32, train=True, key=jax.random.key(0)), moving[0], rtol=1e-5
+    )
+    low = outputs(small, jnp.bfloat16, train=False, key=jax.random.key(0))
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, still, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ViT(units=10, heads=3), "units .10. must divide by heads .3."),
+        (lambda: ViT(depth=0), "must be at least 1"),
+        (lambda: vit("XL"), "no ViT 'XL'; there are S, B, L"),  # type: ignore[arg-type]
+        (lambda: initial(ViT(4, 8, 1, 2), (1, 10, 8, 3)), "10 x 8 do not divide into patches of 4"),
+        (lambda: initial(ViT(4, 8, 1, 2), (1, 8)), "takes images"),
+    ],
+)
+def test_vision_transformers_that_cannot_be(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,252 @@
+"""Weights of torchvision: the same numbers layer by layer, and files that are read, never run."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmlcl.errors import ConfigError, DataError
+from jaxmlcl.models import ARCHITECTURES, Pretrained, ResNet, ViT, load_pretrained, save_pretrained
+from jaxmlcl.models.pretrained import read_weights
+
+TINY_RESNET = ResNet((1, 2), channels=4, block="bottleneck")
+TINY_VIT = ViT(patch=4, units=8, depth=2, heads=2)
+
+
+def random(encoder: Any, size: int = 32, seed: int = 0) -> Pretrained:
+    """An encoder with random numbers everywhere, statistics included."""
+    module = encoder.build(jnp.float32)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), False)
+    generator = np.random.default_rng(seed)
+    leaves, tree = jax.tree.flatten(variables)
+    drawn = [generator.uniform(0.5, 1.5, leaf.shape).astype(np.float32) for leaf in leaves]
+    found = jax.tree.unflatten(tree, drawn)
+    return Pretrained(encoder, found["params"], found.get("batch_stats", {}))
+
+
+def output(pretrained: Pretrained, x: np.ndarray, **options: Any) -> Any:
+    variables = {"params": pretrained.params, "batch_stats": pretrained.batch_stats}
+    return pretrained.encoder.build(jnp.float32).apply(variables, x, False, **options)
+
+
+def check_same(found: Pretrained, expected: Pretrained) -> None:
+    assert jax.tree.structure(found[1:]) == jax.tree.structure(expected[1:])
+    for a, b in zip(jax.tree.leaves(found[1:]), jax.tree.leaves(expected[1:]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("encoder", [TINY_RESNET, TINY_VIT, ResNet((1,), channels=4)])
+def test_what_is_written_is_read(encoder: Any, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    before = random(encoder)
+    path = tmp_path / "a" / "weights.safetensors"
+    save_pretrained(path, before)
+    check_same(load_pretrained(path, encoder, image_size=32), before)
+
+
+def test_timm_names_and_other_image_sizes(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("safetensors.numpy")
+    before = random(TINY_VIT)
+    save_pretrained(tmp_path / "a.safetensors", before)
+    weights = read_weights(tmp_path / "a.safetensors")
+    names = {
+        "class_token": "cls_token",
+        "encoder.pos_embedding": "pos_embed",
+        "conv_proj.weight": "patch_embed.proj.weight",
+        "conv_proj.bias": "patch_embed.proj.bias",
+        "encoder.ln.weight": "norm.weight",
+        "encoder.ln.bias": "norm.bias",
+    }
+    parts = (
+        ("encoder.layers.encoder_layer_", "blocks."),
+        (".ln_", ".norm"),
+        (".self_attention.in_proj_", ".attn.qkv."),
+        (".self_attention.out_proj", ".attn.proj"),
+        (".mlp.0", ".mlp.fc1"),
+        (".mlp.3", ".mlp.fc2"),
+    )
+    renamed = {}
+    for name, array in weights.items():
+        new = names.get(name, name)
+        for ours, theirs in parts:
+            new = new.replace(ours, theirs)
+        renamed[f"module.{new}"] = array
+    renamed["module.head.weight"] = np.zeros((3, 8), np.float32)
+    numpy.save_file(renamed, tmp_path / "timm.safetensors")
+    check_same(load_pretrained(tmp_path / "timm.safetensors", TINY_VIT, image_size=32), before)
+    larger = load_pretrained(tmp_path / "timm.safetensors", TINY_VIT, image_size=48)
+    places = larger.params["positions"]
+    assert places.shape == (1, 145, 8)
+    np.testing.assert_array_equal(places[:, 0], before.params["positions"][:, 0])
+    assert output(larger, np.ones((2, 48, 48, 3), np.float32)).shape == (2, 8)
+
+
+def state_dict(arrays: dict[str, np.ndarray], damage: bytes = b"") -> bytes:
+    """A file as `torch.save(state_dict)` writes it, made without PyTorch."""
+    words = [b"\x80\x02ccollections\nOrderedDict\n)R("]
+    buffer = io.BytesIO()
+    kinds = {"float32": "FloatStorage", "float64": "DoubleStorage", "int64": "LongStorage"}
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, (name, array) in enumerate(arrays.items()):
+            steps = [step // array.itemsize for step in array.strides]
+            shape = b"(" + b"".join(map(number, array.shape)) + b"t"
+            strides = b"(" + b"".join(map(number, steps)) + b"t"
+            storage = f"ctorch\n{kinds[str(array.dtype)]}\n".encode()
+            words.append(text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((")
+            words.append(text("storage") + storage + text(str(key)) + text("cpu"))
+            words.append(number(array.size) + b"tQ" + number(0) + shape + strides)
+            words.append(b"\x89ccollections\nOrderedDict\n)RtR")
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/data.pkl", b"".join(words) + b"u" + damage + b".")
+    return buffer.getvalue()
+
+
+def test_a_state_dict_is_read_without_running_it(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    arrays = {
+        "module.a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.array([1, 2**40]),
+        "c": np.array(2.5),
+    }
+    path.write_bytes(state_dict(arrays))
+    found = read_weights(path)
+    assert list(found) == ["a", "b", "c"]
+    for name, array in zip("abc", arrays.values(), strict=True):
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+
+
+class Harmful:
+    """What a pickle can do to who loads it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_is_more_than_weights_is_refused(protocol: int, tmp_path: Path) -> None:
+    path, place = tmp_path / "weights.pth", tmp_path / "touched"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": Harmful(place)}, protocol))
+    with pytest.raises(DataError, match=r"more than weights .*nothing is unpickled"):
+        read_weights(path)
+    assert not place.exists()
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    whole = state_dict({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        content = bytearray(whole[: generator.integers(1, len(whole) + 1)])
+        for place in generator.integers(0, len(content), 2):
+            content[place] = generator.integers(256)
+        path.write_bytes(content)
+        try:
+            read_weights(path)
+        except DataError as error:
+            assert str(error).startswith(f"{path}: ")  # noqa: PT017
+    path.write_bytes(state_dict({"a": np.zeros(3, np.float32)}, damage=b"]"))
+    with pytest.raises(DataError, match="no dictionary of weights"):
+        read_weights(path)
+    with pytest.raises(DataError, match="no such file"):
+        read_weights(tmp_path / "none.pth")
+
+
+def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    path = tmp_path / "a.safetensors"
+    save_pretrained(path, random(TINY_RESNET))
+    with pytest.raises(DataError, match=r"no weight layer2.2.conv1.weight"):
+        load_pretrained(path, ResNet((1, 3), channels=4, block="bottleneck"))
+    with pytest.raises(DataError, match=r"a weight layer2.1\.\S+, which ResNet has not"):
+        load_pretrained(path, ResNet((1, 1), channels=4, block="bottleneck"))
+    with pytest.raises(DataError, match=r"conv1.weight has shape \[4, 3, 7, 7\].* \[8, 3, 7, 7\]"):
+        load_pretrained(path, ResNet((1, 2), channels=8, block="bottleneck"))
+    with pytest.raises(ConfigError, match="torchvision has no such network"):
+        load_pretrained(path, ResNet(stem="small"))
+    with pytest.raises(ConfigError, match="no architecture 'resnet19'; there are resnet18"):
+        load_pretrained(path, "resnet19")
+    assert set(ARCHITECTURES) >= {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+    path.write_bytes(b"{}")
+    with pytest.raises(DataError, match="not safetensors"):
+        read_weights(path)
+
+
+def torchvision_model(name: str) -> Any:
+    torch = pytest.importorskip("torch", reason="torchvision is not installed")
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    if name == "vit":
+        model = models.VisionTransformer(32, 8, 2, 4, 32, 128)
+        torch.nn.init.normal_(model.class_token)
+    else:
+        model = getattr(models, name)(weights=None)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.1, 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit"])
+def test_torchvision_gives_the_same_layer_by_layer(name: str, tmp_path: Path) -> None:
+    model = torchvision_model(name)
+    torch = pytest.importorskip("torch")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    encoder: Any = ViT(8, 32, 2, 4) if name == "vit" else name
+    pretrained = load_pretrained(tmp_path / "weights.pth", encoder, image_size=32)
+    places = ["encoder.layers"] if name == "vit" else [f"layer{n}" for n in range(1, 5)]
+    groups = [model.get_submodule(place) for place in places]
+    blocks = [block for group in groups for block in group]
+    seen: dict[int, np.ndarray] = {}
+
+    def remember(index: int) -> Any:
+        return lambda module, inputs, out: seen.update({index: out.detach().numpy()})
+
+    for index, block in enumerate(blocks):
+        block.register_forward_hook(remember(index))
+    x = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    result, kept = output(pretrained, x, capture_intermediates=True)
+    assert len(seen) == len(blocks)
+    title = "block_{}" if name == "vit" else "_Block_{}"
+    for index, expected in seen.items():
+        (found,) = kept["intermediates"][title.format(index)]["__call__"]
+        theirs = expected if name == "vit" else expected.transpose(0, 2, 3, 1)
+        assert np.abs(np.asarray(found) - theirs).max() < 2e-5 * np.abs(theirs).max(), index
+    assert result.shape == (2, pretrained.encoder.width)
+    # And back: what is written here is what torchvision reads.
+    save = pytest.importorskip("safetensors.torch")
+    save_pretrained(tmp_path / "back.safetensors", pretrained)
+    other = torchvision_model(name)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    weights = save.load_file(tmp_path / "back.safetensors")
+    missing, unexpected = other.load_state_dict(weights, strict=False)
+    last = ("fc.", "heads.")
+    assert unexpected == []
+    assert all(part.startswith(last) for part in missing), missing
+    for ours, theirs in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
+        if not ours[0].startswith(last):
+            assert torch.equal(ours[1], theirs[1]), ours[0]
