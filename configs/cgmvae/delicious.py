@@ -7,7 +7,8 @@
 FOLDER (or JAXMLCL_DATA) holds vectors/delicious with Mulan's split, 12 920 and 3185 rows; 500
 features, 983 labels. A fifth of the training rows is held out for validation.
 
-Expected: not measured yet.
+Expected, seed 0, on test (thresholds from validation): mAP .168, P@1 .593, HA .982, ex-F1 .344,
+mi-F1 .363, ma-F1 .185; 7185 steps in 8 to 16 minutes on two CPU cores.
 """
 
 from jaxmlcl.config import Data, Experiment, cgmvae_stage
