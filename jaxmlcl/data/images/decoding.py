@@ -22,6 +22,10 @@ _ATTEMPTS = 10  # boxes tried before the central one is taken, as in torchvision
 _STREAM = 1  # the counter's last word, apart from that of the order of samples
 
 
+class UndecodableError(DataError):
+    """Bytes that are cut off, or no image."""
+
+
 class Box(NamedTuple):
     """A part of an image, in pixels of the image as it is stored.
 
@@ -90,7 +94,7 @@ def image_size(encoded: Stored, where: str) -> tuple[int, int]:
     """Height and width in pixels of an encoded image; of a JPEG only the header is read.
 
     Raises:
-      DataError: it is no image; the message says where it lies.
+      UndecodableError: it is no image; the message says where it lies.
     """
     if isinstance(encoded, np.ndarray):
         return encoded.shape[0], encoded.shape[1]
@@ -119,7 +123,7 @@ def decode(encoded: Stored, where: str, *, at_least: tuple[int, int] = (0, 0)) -
         scales 1/8, 2/8, ... that has them. (0, 0): as it is stored.
 
     Raises:
-      DataError: the bytes are cut off or no image; the message says where they lie.
+      UndecodableError: the bytes are cut off or no image; the message says where they lie.
     """
     if isinstance(encoded, np.ndarray):
         return encoded if encoded.shape[2] == 3 else np.repeat(encoded, 3, axis=2)
@@ -164,7 +168,7 @@ def crops(
       into: where they are written; a new array if left out.
 
     Raises:
-      DataError: the image cannot be decoded.
+      UndecodableError: the image cannot be decoded.
     """
     return crops_of(*decoded_for(encoded, where, boxes, size), boxes, size, into)
 
@@ -175,7 +179,7 @@ def decoded_for(
     """An image at the lowest scale that is enough for these crops, and its stored size.
 
     Raises:
-      DataError: the image cannot be decoded.
+      UndecodableError: the image cannot be decoded.
     """
     height, width = image_size(encoded, where)
     enough = (
@@ -218,7 +222,7 @@ def centre(encoded: Stored, where: str, size: int, resize: int) -> np.ndarray:
       resize: the short side beforehand, pixels.
 
     Raises:
-      DataError: the image cannot be decoded.
+      UndecodableError: the image cannot be decoded.
     """
     height, width = image_size(encoded, where)
     factor = resize / min(height, width)
@@ -250,10 +254,8 @@ def _resized(
     return made
 
 
-def _undecodable(where: str, why: Any) -> DataError:
-    return DataError(
-        f"{where}: cannot be decoded ({why}); mend or remove it, or set undecodable to skip"
-    )
+def _undecodable(where: str, why: Any) -> UndecodableError:
+    return UndecodableError(f"{where}: cannot be decoded ({why})")
 
 
 @functools.cache

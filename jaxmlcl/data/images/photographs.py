@@ -14,7 +14,14 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 
 from jaxmlcl.data.images._source import EncodedSource, Stored
-from jaxmlcl.data.images.decoding import Box, centre, crops, image_size, random_box
+from jaxmlcl.data.images.decoding import (
+    Box,
+    UndecodableError,
+    centre,
+    crops,
+    image_size,
+    random_box,
+)
 from jaxmlcl.data.source import SourceMetadata, checked_index
 from jaxmlcl.errors import ConfigError, DataError
 
@@ -76,9 +83,17 @@ class Reader:
       source: the images.
       images: their size, and what happens to those that cannot be decoded.
       crop: random crops; the central one if left out.
+      advice: what to do about an image that cannot be decoded.
     """
 
-    def __init__(self, source: EncodedSource, images: Images, crop: Crops | None = None) -> None:
+    def __init__(
+        self,
+        source: EncodedSource,
+        images: Images,
+        crop: Crops | None = None,
+        advice: str = "mend or remove it, or set data.images.undecodable to skip",
+    ) -> None:
+        self._advice = advice
         self._source = source.without_labels()
         self._images = images
         self._crop = crop
@@ -101,9 +116,9 @@ class Reader:
             stored = self._source.read(here)
             try:
                 return self._made(stored, here, epoch, into), here
-            except DataError:
+            except UndecodableError as error:
                 if self._images.undecodable == "error":
-                    raise
+                    raise DataError(f"{error}; {self._advice}") from None
         raise DataError(f"{self._source.metadata.name}: no image can be decoded")
 
     def stored(self, row: int) -> tuple[Stored, str]:
@@ -158,7 +173,11 @@ class Photographs:
         self._source = source
         # An image that took another's place would be scored in its stead.
         strict = dataclasses.replace(self.images, undecodable="error")
-        self._central = Reader(source, strict)
+        advice = (
+            "mend or remove it, since what is scored is not replaced (data pack --unreadable skip "
+            "writes a set without such images)"
+        )
+        self._central = Reader(source, strict, advice=advice)
         seen = f"{source.metadata.fingerprint} {self.images.size} {self.images.short_side}"
         self._metadata = dataclasses.replace(
             source.metadata,
