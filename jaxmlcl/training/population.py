@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxmlcl.data.images import Photographs
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, UserError
 from jaxmlcl.sharding import MeshSpec
@@ -307,6 +308,12 @@ class _Population:
         key = (_data_key(experiment, stage), experiment.precision)
         if key not in self.splits:
             source = open_split(data, "train")
+            if isinstance(source, Photographs):
+                raise ConfigError(
+                    f"{data_field(experiment, stage)}.train: {data.train} are photographs, which "
+                    "are read while they are trained on, so variants cannot be trained together; "
+                    "use `jaxmlcl train` for each of them"
+                )
             batches: list[tuple[jax.Array, int]] = []
             labels = np.zeros((0, len(source.metadata.label_names)), np.uint8)
             known = None

@@ -30,6 +30,7 @@ from jaxmlcl.training.duration import steps
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Logging
 from jaxmlcl.training.optimizers import Optimizer
+from jaxmlcl.training.population import train_population
 from jaxmlcl.training.splits import fit_preparation, open_split
 from jaxmlcl.training.stage import Stage
 from jaxmlcl.training.trainer import train
@@ -225,6 +226,14 @@ def test_a_crop_is_of_photographs_only_and_once(folder: Path, tmp_path: Path) ->
     )
     with pytest.raises(ConfigError, match=r"stages.bce: RandomResizedCrop.*use Shift"):
         run(memory)
+
+
+def test_variants_are_not_trained_together(folder: Path, tmp_path: Path) -> None:
+    experiments = [
+        dataclasses.replace(photographs(folder, tmp_path / "run"), seed=seed) for seed in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match=r"are photographs.*use `jaxmlcl train` for each"):
+        train_population(experiments)
 
 
 def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: Any) -> None:
