@@ -21,7 +21,7 @@ from jaxmlcl.data.augment_images import (
 from jaxmlcl.data.images import Images
 from jaxmlcl.methods import CGMVAE, Classification, JointMulSupCon, MulSupCon
 from jaxmlcl.methods.cgmvae import cgmvae_stage
-from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe
+from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe, photograph_stages
 from jaxmlcl.models import MLP, Projection, ResNet, ViT, vit
 from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.duration import Duration, epochs, examples, flops_of, steps
@@ -85,6 +85,7 @@ __all__ = [
     "load",
     "override",
     "parse_axis",
+    "photograph_stages",
     "provenance",
     "steps",
     "strategy",

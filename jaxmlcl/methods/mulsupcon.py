@@ -13,14 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlcl import queue as momentum_queue
+from jaxmlcl.data.augment_images import strategy
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.layout import batch_devices
 from jaxmlcl.losses import class_sums, normalize
 from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.networks import init_module, run_module
-from jaxmlcl.models import MLP, Encoder, Projection
+from jaxmlcl.models import MLP, Encoder, Projection, ResNet
 from jaxmlcl.sharding import multi_positive_infonce
+from jaxmlcl.training.duration import epochs
 from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
+from jaxmlcl.training.optimizers import Cosine, Optimizer, Plateau
+from jaxmlcl.training.stage import Stage
 
 PyTree = Any
 
@@ -250,6 +254,71 @@ class MulSupCon(Objective):
 def linear_probe(encoder: Encoder) -> Classification:
     """A linear classifier on a frozen encoder; the stage freezes "^encoder/" as well."""
     return Classification(encoder=encoder, encoder_mode="eval")
+
+
+def photograph_stages(
+    encoder: Encoder | None = None, *, batch_size: int = 64, queue_capacity: int = 8192
+) -> dict[str, Stage]:
+    """The published recipe for photographs: pretraining, both uses of it, and BCE from scratch.
+
+    400 epochs of SGD at 0.1 under a cosine, with SimCLR's crops and colours; a linear probe of the
+    frozen encoder in evaluation mode (Adam, 0.01) and fine-tuning of everything (Adam, 1e-4), both
+    with the rate reduced on plateaus of the validation loss and the best step kept; and the
+    pretraining recipe with binary cross-entropy in the place of the contrastive loss. What the
+    paper leaves open is chosen as is usual: momentum 0.9, weight decay 1e-4, a queue of 8192, 30
+    epochs downstream.
+
+    Args:
+      encoder: ResNet-50 if left out.
+      batch_size: 64; the paper takes 128 for Objects365.
+      queue_capacity: slots of the queue.
+
+    Returns:
+      The stages pretrain, linear, finetune and bce.
+
+    Example:
+      >>> list(photograph_stages())
+      ['pretrain', 'linear', 'finetune', 'bce']
+
+    Source: MulSupCon, AAAI 2024, section 5, and its authors' program.
+    """
+    encoder = encoder or ResNet((3, 4, 6, 3), block="bottleneck")
+    simclr, simple = strategy("simclr"), strategy("simple")
+    pretraining = Optimizer("sgd", 0.1, schedule=Cosine(), momentum=0.9, weight_decay=1e-4)
+    plateau = Plateau(factor=0.1, patience=2, cooldown=1, threshold=1e-3)
+    downstream: dict[str, Any] = {
+        "duration": epochs(30),
+        "batch_size": batch_size,
+        "augmentation": simple,
+        "starts_from": "pretrain",
+        "select": "loss",
+    }
+    return {
+        "pretrain": Stage(
+            MulSupCon(encoder=encoder, queue_capacity=queue_capacity),
+            epochs(400),
+            batch_size=batch_size,
+            optimizer=pretraining,
+            augmentation=simclr,
+        ),
+        "linear": Stage(
+            linear_probe(encoder),
+            optimizer=Optimizer("adam", 0.01, schedule=plateau),
+            frozen=("^encoder/",),
+            **downstream,
+        ),
+        "finetune": Stage(
+            fine_tuning(encoder), optimizer=Optimizer("adam", 1e-4, schedule=plateau), **downstream
+        ),
+        "bce": Stage(
+            Classification(encoder=encoder),
+            epochs(400),
+            batch_size=batch_size,
+            optimizer=pretraining,
+            augmentation=simclr,
+            select="loss",
+        ),
+    }
 
 
 def fine_tuning(encoder: Encoder) -> Classification:
