@@ -14,7 +14,8 @@ usage: jaxmlcl bench loss [--FIELD VALUE ...]
        jaxmlcl bench input CONFIG|SOURCE [--FIELD VALUE ...]
 
 Measure this machine: time and memory of the loss beside its peers, or images per second of each
-stage of the input pipeline and what bounds a run. jaxmlcl bench ACTION --help says more.
+stage of the input pipeline and what bounds a run. jaxmlcl bench ACTION --help says more;
+--debug shows the traceback of an error.
 """
 
 

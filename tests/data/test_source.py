@@ -200,7 +200,7 @@ def test_messages_say_where() -> None:
         ("digits:train?seed=9223372036854775808", "seed='9223372036854775808' must be"),
         ("digits:tset", "unknown split 'tset'; it is train, validation or test"),
         ("digits", "unknown kind of source"),
-        ("set.h5?xml=a.xml", "unknown option 'xml'; known are part, fraction, split_seed"),
+        ("set.h5?xml=a.xml", "unknown option 'xml'; known are images, part, fraction"),
         ("set.arff?xlm=a.xml", r"unknown option 'xlm' \(did you mean 'xml'\?\)"),
         ("bad\0name.arff", "no such file"),
         ("x" * 5000 + ".arff", "no such file"),
