@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxmlcl.data._shared import Full, Inbox, Outbox, Sent
 from jaxmlcl.data.source import Source
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.layout import deal
@@ -284,21 +285,25 @@ def batches(steps: Steps, start: int, loading: Loading | None = None) -> Generat
     if threads is None:
         threads = min(8, _cores()) if steps.decodes and not workers else 1
     ahead = loading.ahead or (1 if workers else 8)
-    reading: Any = dataset.to_iter_dataset(grain.ReadOptions(threads, ahead))
+    reading: Any = dataset.to_iter_dataset(grain.ReadOptions(threads, max(ahead, threads)))
     if workers:
         # Its workers are told the flags of absl, which a program that has none never parses.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead)
         reading = reading.mp_prefetch(options, worker_init_fn=_start_worker)
-    iterator = iter(reading)
+    iterator, inbox = iter(reading), Inbox()
     step = start
     try:
         while (found := next(iterator, None)) is not None:
-            if workers and isinstance(found, dict):
-                # Out of memory shared with the worker, which is given back at once and not whenever
-                # the last user of the batch is gone: at the end of the program it never would be.
-                found = {name: np.array(array) for name, array in found.items()}
+            if isinstance(found, Full):
+                raise DataError(
+                    f"no room for a batch of {found.needed / 1e6:.0f} MB in shared memory "
+                    "(/dev/shm); give the container more of it (docker run --shm-size 2g), or read "
+                    "by threads, with --loading.workers 0"
+                )
+            if isinstance(found, Sent):
+                found = inbox.take(found)
             yield steps.complete(step, found)
             step += 1
     except RuntimeError as error:
@@ -311,7 +316,7 @@ def batches(steps: Steps, start: int, loading: Loading | None = None) -> Generat
             "give fewer --loading.workers"
         ) from None
     finally:
-        found = None
+        inbox.close()
         # Ends the background threads and processes at once instead of at some garbage collection.
         iterator.close()
 
@@ -337,12 +342,21 @@ class _Ahead:
         return len(self._steps)
 
     def __getitem__(self, step: int) -> Any:
-        return self._steps.read(step)
+        found = self._steps.read(step)
+        if _outbox is not None and isinstance(found, dict):
+            return _outbox.put(found)
+        return found
+
+
+# Of a worker, by which batches leave it; None in the process that trains.
+_outbox: Outbox | None = None
 
 
 def _start_worker(index: int, count: int) -> None:
     """In a worker: leave accelerators and signals to the process that trains, and end with it."""
+    global _outbox
     del index, count
+    outbox = _outbox = Outbox()
     os.environ["JAX_PLATFORMS"] = "cpu"
     # A signal may reach all processes at once, from the keyboard or a scheduler; the trainer saves,
     # for which it may need another batch, and then ends the others.
@@ -360,6 +374,7 @@ def _start_worker(index: int, count: int) -> None:
         while parent is not None and parent.is_alive() and left > 0:
             time.sleep(1.0)
             left -= asked.is_set()
+        outbox.close()
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
