@@ -6,10 +6,10 @@
 Both sides read the same packed JPEGs (short side 256 pixels, quality 90) in batches of 64 and give
 two random crops of 224 pixels as uint8 arrays from one decoding, which count as one image. The
 peer's transforms are Pillow's: decode, and crop and resize in one call, bilinear with antialiasing,
-as torchvision does; its boxes are ours, so that both do the same work. Ours decodes with simplejpeg
-and resizes with OpenCV, in threads or, as the DataLoader always does on several cores, in worker
-processes, whose memory is measured, too; flip, jitter and normalisation are left to the device.
-Sides take turns, each has its own process, and each ratio is taken within its turn. Without PyTorch
+as torchvision does; its boxes are ours, so that both cut as much, but drawn beforehand, and its
+JPEGs are in memory. Ours reads shards, draws boxes, decodes with simplejpeg and resizes with
+OpenCV, in threads or, as the DataLoader always does on several cores, in worker processes, whose
+memory is measured, too; flip, jitter and normalisation are left to the device. Sides take turns, each has its own process, and each ratio is taken within its turn. Without PyTorch
 only our side runs.
 
 JAXMLCL_DATA (or --data) names the folder with images/voc2012_animals; without it, parts of the two
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.input_ours import BATCH
 from benchmarks.machine import BUSY, machine
 from jaxmlcl.bench import side
 from jaxmlcl.data.images.pack import Packing, pack
@@ -70,7 +71,7 @@ def main() -> int:
         ours = stack.enter_context(side("benchmarks.input_ours", "Ours", packed))
         peer = None
         if has_peer:
-            peer = stack.enter_context(side("benchmarks.input_torch", "Peer", packed))
+            peer = stack.enter_context(side("benchmarks.input_torch", "Peer", packed, BATCH))
             difference = float(np.abs(ours("views") - peer("views")).mean())
             report["difference"] = difference
         for title, count, workers in (

@@ -12,24 +12,21 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.input_ours import BATCH
-from jaxmlcl.data.images import Crops, EncodedSource, Images, Photographs
-from jaxmlcl.data.source import open_source
-
 SIZE = 224
+Edges = tuple[int, int, int, int]
 
 
 class TwoCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Two random crops of each image, uint8 [2, 224, 224, 3], and its labels."""
+    """Two crops of each image, uint8 [2, 224, 224, 3], and its labels.
 
-    def __init__(self, packed: str) -> None:
-        source = open_source(f"shards:{packed}")
-        assert isinstance(source, EncodedSource)
-        # All of it in memory: readers of shards have threads that end a worker badly.
-        self.images = [bytes(source.read(row)) for row in range(len(source))]
-        self.labels = source.labels()
-        # The same boxes, so that both sides cut and resize as much.
-        self.reader = Photographs(source, Images(size=SIZE)).reader(Crops(seed=0, views=2))
+    Images are in memory, and where they are cut is drawn beforehand: a worker needs nothing but
+    Pillow, NumPy and PyTorch.
+    """
+
+    def __init__(
+        self, images: list[bytes], labels: np.ndarray, edges: list[tuple[Edges, ...]]
+    ) -> None:
+        self.images, self.labels, self.edges = images, labels, edges
 
     def __len__(self) -> int:
         return len(self.images)
@@ -37,19 +34,39 @@ class TwoCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         image = Image.open(io.BytesIO(self.images[row])).convert("RGB")
         views = []
-        for box in self.reader.boxes(row, 0, image.height, image.width):
-            edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+        for edges in self.edges[row]:
             view = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=edges)
             views.append(torch.from_numpy(np.array(view)))
         return torch.stack(views), torch.from_numpy(self.labels[row])
 
 
 class Peer:
-    """The DataLoader of a packed set."""
+    """The DataLoader of a packed set.
 
-    def __init__(self, packed: str) -> None:
+    Args:
+      packed: the set's folder.
+      batch: images per batch.
+    """
+
+    def __init__(self, packed: str, batch: int) -> None:
+        # Imported here, since the DataLoader's workers import this file and are PyTorch's alone.
+        from jaxmlcl.data.images import Crops, EncodedSource, Images, Photographs
+        from jaxmlcl.data.images.decoding import image_size
+        from jaxmlcl.data.source import open_source
+
         torch.set_num_threads(1)
-        self.data = TwoCrops(packed)
+        source = open_source(f"shards:{packed}")
+        assert isinstance(source, EncodedSource)
+        # The same boxes as ours, so that both sides cut and resize as much.
+        reader = Photographs(source, Images(size=SIZE)).reader(Crops(seed=0, views=2))
+        images, edges = [], []
+        for row in range(len(source)):
+            stored, where = reader.stored(row)
+            images.append(bytes(stored))
+            boxes = reader.boxes(row, 0, *image_size(stored, where))
+            edges.append(tuple((b.left, b.top, b.left + b.width, b.top + b.height) for b in boxes))
+        self.batch = batch
+        self.data = TwoCrops(images, source.labels(), edges)
 
     def views(self) -> np.ndarray:
         """The views of the first eight images, float32."""
@@ -62,7 +79,7 @@ class Peer:
         os.sched_setaffinity(0, sorted(whole)[:cores])
         loader = DataLoader(
             self.data,
-            BATCH,
+            self.batch,
             shuffle=True,
             drop_last=True,
             num_workers=workers,
@@ -82,7 +99,7 @@ class Peer:
             while time.perf_counter() - started < seconds:
                 next(iterator)
                 count += 1
-            return count * BATCH / (time.perf_counter() - started)
+            return count * self.batch / (time.perf_counter() - started)
         finally:
             iterator.close()
             del iterator

@@ -36,8 +36,7 @@ class Loading:
 
     workers: int = 0
     """Processes that read, decode and crop photographs (count); 0: threads of this process, which
-    need no copies between processes and suffice for some eight cores. Sources in memory need
-    none."""
+    suffice for some eight cores. Sources in memory need none."""
     threads: int | None = None
     """Threads that prepare batches, in this process or in each worker (count); if absent, one for
     each core, eight at most, for photographs without workers, else 1. 0: none beside the one that
