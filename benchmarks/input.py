@@ -9,8 +9,9 @@ peer's transforms are Pillow's: decode, and crop and resize in one call, bilinea
 as torchvision does; its boxes are ours, so that both cut as much, but drawn beforehand, and its
 JPEGs are in memory. Ours reads shards, draws boxes, decodes with simplejpeg and resizes with
 OpenCV, in threads or, as the DataLoader always does on several cores, in worker processes, whose
-memory is measured, too; flip, jitter and normalisation are left to the device. Sides take turns, each has its own process, and each ratio is taken within its turn. Without PyTorch
-only our side runs.
+memory is measured, too; flip, jitter and normalisation are left to the device. Sides take turns,
+each has its own process, and each ratio is taken within its turn. Without PyTorch only our side
+runs.
 
 JAXMLCL_DATA (or --data) names the folder with images/voc2012_animals; without it, parts of the two
 photographs that come with scikit-learn are packed. Exits with 1 if the sides do not give the same
