@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.clock import per_second
 from jaxmlcl.data.images import Crops, EncodedSource, Images, Photographs
 from jaxmlcl.data.pipeline import GlobalOrder, Loading, Views, batches
 from jaxmlcl.data.source import open_source
@@ -38,14 +38,7 @@ class Ours:
         os.sched_setaffinity(0, sorted(whole)[:cores])
         iterator = batches(self.steps, 0, Loading(workers=workers))
         try:
-            # What was read ahead while nobody waited does not count.
-            for _ in range(4 + 4 * workers):
-                next(iterator)
-            started, count = time.perf_counter(), 0
-            while time.perf_counter() - started < seconds:
-                next(iterator)
-                count += 1
-            return count * BATCH / (time.perf_counter() - started)
+            return BATCH * per_second(iterator, 4 + 4 * workers, seconds)
         finally:
             iterator.close()
             os.sched_setaffinity(0, whole)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.clock import per_second
 
 SIZE = 224
 Edges = tuple[int, int, int, int]
@@ -93,13 +94,7 @@ class Peer:
 
         iterator = endless()
         try:
-            for _ in range(4 + 4 * workers):
-                next(iterator)
-            started, count = time.perf_counter(), 0
-            while time.perf_counter() - started < seconds:
-                next(iterator)
-                count += 1
-            return count * self.batch / (time.perf_counter() - started)
+            return self.batch * per_second(iterator, 4 + 4 * workers, seconds)
         finally:
             iterator.close()
             del iterator

@@ -11,7 +11,13 @@ import jax
 import numpy as np
 
 from jaxmlcl.data.images import Photographs, Reader
-from jaxmlcl.data.images.decoding import Box, centre, crops_of, decode, decoded_for, image_size
+from jaxmlcl.data.images.decoding import (
+    centre_of,
+    crops_of,
+    decoded_for,
+    decoded_for_centre,
+    image_size,
+)
 from jaxmlcl.data.pipeline import GlobalOrder, Loading, Views, batches
 from jaxmlcl.sharding import place_rows
 
@@ -98,12 +104,12 @@ def _stages(
             if boxes:
                 image, stored_size = decoded_for(stored, where, boxes, size)
             else:
-                image, stored_size = _decoded_for_centre(stored, where, short)
+                image, stored_size = decoded_for_centre(stored, where, short)
             marks.append(time.perf_counter())
             if boxes:
                 made.append(crops_of(image, stored_size, boxes, size))
             else:
-                made.append(centre(image, where, size, short))
+                made.append(centre_of(image, stored_size, size, short))
             marks.append(time.perf_counter())
             if len(made) == batch_size or row == rows[-1]:
                 _ = np.stack(made), source.annotations(np.array(rows[: len(made)]))
@@ -115,14 +121,6 @@ def _stages(
                 whole += marks[-1] - marks[0]
         made.clear()
     return {stage: len(rows) / seconds for stage, seconds in spent.items()}, len(rows) / whole
-
-
-def _decoded_for_centre(stored: Any, where: str, short: int) -> tuple[np.ndarray, tuple[int, int]]:
-    height, width = image_size(stored, where)
-    whole = Box(0, 0, height, width)
-    least = min(height, width)
-    enough = tuple(min(side, -(-side * short // least)) for side in (whole.height, whole.width))
-    return decode(stored, where, at_least=(enough[0], enough[1])), (height, width)
 
 
 def _transfer(host: dict[str, np.ndarray], mesh: jax.sharding.Mesh, turns: int = 10) -> float:

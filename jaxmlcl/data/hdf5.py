@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from jaxmlcl.data._checks import (
     check_names,
     check_numbers,
 )
-from jaxmlcl.data.images._source import EncodedSource, choice
+from jaxmlcl.data.images._source import EncodedSource, Opened, choice
 from jaxmlcl.data.source import ArraySource
 from jaxmlcl.errors import DataError, UserError
 
@@ -134,14 +133,7 @@ class Hdf5Images(EncodedSource):
     def __init__(self, path: Path, rows: np.ndarray, **settings: Any) -> None:
         super().__init__(**settings)
         self._path, self._rows, self._content = path, rows, settings["content"]
-        self._open = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # An open file stays where it is.
-        return {name: value for name, value in vars(self).items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open=threading.local())
+        self._open = Opened()
 
     def read(self, row: int) -> np.ndarray:
         """A row's pixels, uint8 [H, W, 1 or 3].

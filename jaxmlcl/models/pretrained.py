@@ -349,7 +349,6 @@ _UNREADABLE = (
     ValueError,
     KeyError,
     EOFError,
-    NotImplementedError,
     RuntimeError,
 )
 

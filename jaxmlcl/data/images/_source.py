@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import posixpath
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, SupportsIndex
@@ -52,6 +53,21 @@ class Names:
         found = hashlib.sha256(self._ends.astype("<i8").tobytes())
         found.update(self._text.data)
         return found.digest()
+
+
+class Opened(threading.local):
+    """What each thread has open, as attributes; a copy in another process has nothing open.
+
+    Example:
+      >>> import pickle
+      >>> opened = Opened()
+      >>> opened.file = 3
+      >>> vars(pickle.loads(pickle.dumps(opened)))
+      {}
+    """
+
+    def __reduce__(self) -> Any:
+        return Opened, ()
 
 
 class EncodedSource(abc.ABC):

@@ -224,12 +224,35 @@ def centre(encoded: Stored, where: str, size: int, resize: int) -> np.ndarray:
     Raises:
       UndecodableError: the image cannot be decoded.
     """
+    return centre_of(*decoded_for_centre(encoded, where, resize), size, resize)
+
+
+def decoded_for_centre(
+    encoded: Stored, where: str, resize: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image at the lowest scale whose short side is enough, and its stored size.
+
+    Raises:
+      UndecodableError: the image cannot be decoded.
+    """
     height, width = image_size(encoded, where)
     factor = resize / min(height, width)
+    enough = (min(height, math.ceil(height * factor)), min(width, math.ceil(width * factor)))
+    return decode(encoded, where, at_least=enough), (height, width)
+
+
+def centre_of(image: np.ndarray, stored: tuple[int, int], size: int, resize: int) -> np.ndarray:
+    """The central square of a decoded image: uint8 [size, size, 3].
+
+    Args:
+      image: pixels, at any scale.
+      stored: height and width of the image as it is stored.
+      size, resize: as in `centre`.
+    """
+    height, width = stored
     rows = resize if height <= width else int(resize * height / width)
     columns = resize if width <= height else int(resize * width / height)
-    enough = (min(height, math.ceil(height * factor)), min(width, math.ceil(width * factor)))
-    image = _resized(decode(encoded, where, at_least=enough), rows, columns)
+    image = _resized(image, rows, columns)
     top, left = round((rows - size) / 2), round((columns - size) / 2)
     return np.ascontiguousarray(image[top : top + size, left : left + size])
 

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlcl.data._checks import shorten
-from jaxmlcl.data.images._source import EncodedSource, choice, find_folder
+from jaxmlcl.data.images._source import EncodedSource, Opened, choice, find_folder
 from jaxmlcl.errors import ConfigError, DataError
 
 MANIFEST, INDEX = "manifest.json", "index.npz"
@@ -113,14 +112,7 @@ class ShardSource(EncodedSource):
         super().__init__(**settings, content=digest.digest())
         self._folder, self._files, self._starts = folder, list(files), starts
         self._records, self._checksums = records, list(checksums)
-        self._open = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open readers stay where they are.
-        return {name: value for name, value in vars(self).items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open=threading.local())
+        self._open = Opened()
 
     def read(self, row: int) -> bytes:
         """The bytes of a row's image.

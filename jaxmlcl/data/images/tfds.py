@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmlcl.data._checks import shorten
-from jaxmlcl.data.images._source import EncodedSource, choice, finish
+from jaxmlcl.data.images._source import EncodedSource, Opened, choice, finish
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.io import write_atomic
 
@@ -112,14 +112,7 @@ class TfdsImages(EncodedSource):
         super().__init__(**settings)
         self._folder, self._split, self._records = folder, split, records
         self._content = settings["content"]
-        self._open = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open readers stay where they are.
-        return {name: value for name, value in vars(self).items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open=threading.local())
+        self._open = Opened()
 
     def read(self, row: int) -> bytes:
         """The bytes of a row's image.
