@@ -270,6 +270,15 @@ def test_command(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_kill_left_half_written_is_taken_away(photos: Path) -> None:
+    out = photos.parent / "packed"
+    (out / "parts").mkdir(parents=True)
+    (out / "parts" / ".00000.json.half").write_text("{")
+    pack(source_of(photos), out, Packing(shards=2))
+    assert not (out / "parts").exists()
+    assert len(open_source(f"shards:{out}")) == len(source_of(photos))
+
+
 def test_a_killed_process_leaves_whole_shards_and_is_continued(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

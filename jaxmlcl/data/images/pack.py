@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -230,9 +231,8 @@ def _finish(
     }
     # Last of all: a set without it is not there yet.
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    for file in (folder / _PARTS).glob("*.json"):
-        file.unlink()
-    (folder / _PARTS).rmdir()
+    # A kill may have left what was being written there, beside what was finished.
+    shutil.rmtree(folder / _PARTS)
     return manifest
 
 
