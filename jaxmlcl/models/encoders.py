@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxmlcl.errors import ConfigError
+from jaxmlcl.models.convolution import Conv
 from jaxmlcl.models.layers import (
     Dropout,
     Statistics,
@@ -224,7 +225,7 @@ class GroupNorm(nn.Module):
 
 def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     """What is kept for the backward pass: what is dear to compute again."""
-    return primitive.name == "conv_general_dilated"
+    return primitive.name in ("conv_general_dilated", "dot_general")
 
 
 def check_rank(name: str, kind: str, inputs: jax.Array, rank: int) -> None:
@@ -244,14 +245,5 @@ def check_rank(name: str, kind: str, inputs: jax.Array, rank: int) -> None:
 
 
 def _conv(channels: int, size: int, stride: int, dtype: Any) -> nn.Module:
-    pad = size // 2
-    return nn.Conv(
-        channels,
-        (size, size),
-        strides=stride,
-        padding=((pad, pad), (pad, pad)),
-        use_bias=False,
-        kernel_init=kaiming_fan_out,
-        dtype=dtype,
-        param_dtype=jnp.promote_types(dtype, jnp.float32),
-    )
+    kind = jnp.promote_types(dtype, jnp.float32)
+    return Conv(channels, size, stride, kaiming_fan_out, dtype, kind)
