@@ -71,7 +71,7 @@ HOMES = {
     "orbax": {"training"},
     "safetensors": {"models"},
     "simplejpeg": {"data"},
-    "sklearn": {"baselines", "data", "enhancement", "estimators"},
+    "sklearn": {"baselines", "data", "enhancement", "estimators", "report"},
     "tensorboardX": {"training"},
     "tensorflow_datasets": {"data"},
     "threadpoolctl": {"baselines"},

@@ -28,7 +28,8 @@ from jaxmlcl.config import (
 VOC = "voc:images/voc2012_animals/VOC2012?set="
 HELD_OUT = "fraction=0.15&split_seed=0"
 
-ENCODER = ResNet(depths=(2, 2, 2, 2), channels=32)  # ResNet-18 of half the width
+ENCODER = ResNet(depths=(1, 1, 1, 1), channels=32)  # ResNet-10 of half the width
+BATCH = 32
 PRETRAINING, DOWNSTREAM = 12, 4  # epochs
 
 # What every method chooses among, on the images that are held out.
@@ -60,23 +61,25 @@ def optimizer(choice):
     )
 
 
-def pretrained(choice, weighting="mulsupcon", encoder=ENCODER, length=PRETRAINING, after=DOWNSTREAM):
+def pretrained(
+    choice, weighting="mulsupcon", encoder=ENCODER, length=PRETRAINING, after=DOWNSTREAM
+):
     """Contrastive pretraining, then a linear probe and fine-tuning, each at its best epoch.
 
     So short a run needs a key encoder that follows faster (0.99) and a queue that fills soon.
     """
     downstream = {
         "duration": epochs(after),
-        "batch_size": 64,
+        "batch_size": BATCH,
         "augmentation": strategy("simclr"),
         "starts_from": "pretrain",
-        "select": "map",
+        "select": "loss",
     }
     return {
         "pretrain": Stage(
-            MulSupCon(encoder=encoder, weighting=weighting, momentum=0.99, queue_capacity=1024),
+            MulSupCon(encoder=encoder, weighting=weighting, momentum=0.99, queue_capacity=512),
             epochs(length),
-            batch_size=64,
+            batch_size=BATCH,
             optimizer=optimizer(choice),
             augmentation=strategy("simclr"),
         ),
@@ -99,10 +102,10 @@ def supervised(choice, length, encoder=ENCODER):
     return Stage(
         Classification(encoder=encoder),
         epochs(length),
-        batch_size=64,
+        batch_size=BATCH,
         optimizer=optimizer(choice),
         augmentation=strategy("simclr"),
-        select="map",
+        select="loss",
     )
 
 

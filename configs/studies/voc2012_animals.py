@@ -57,9 +57,9 @@ nothing else?""",
     tables=(
         Table(
             "animals",
-            "VOC 2012's animals, half-width ResNet-18, 64 pixels",
+            "VOC 2012's animals, half-width ResNet-10, 64 pixels",
             "Every method chooses among the same two optimisers by the mAP of 15 % of train, at "
-            "the best epoch, and is then trained with every seed; val is scored once a seed. BCE "
+            "the epoch of least loss there, and is then trained with every seed; val is scored once a seed. BCE "
             "has as many epochs as pretraining and fine-tuning together, or as many forward "
             "passes, those of the key encoder counted.",
             (animals,),

@@ -1,11 +1,13 @@
 """Convolution, written so that it is fast on the device it is compiled for.
 
-On accelerators it is `lax.conv_general_dilated`. XLA's CPU backend is good at one kind of
-convolution, wide kernels over wide images, and five to twenty times below its own matrix product
-at the others: 1 x 1 kernels (their gradient), images of a few pixels (as the last groups of a
-network have them) and the few channels of a first layer. There the same sum is written as a
-product of patches and kernel, y[n, o] = sum_j patch[n, j] kernel[j, o], whose gradients are products
-too. Parameters and results are the same, up to rounding.
+On accelerators it is `lax.conv_general_dilated`. XLA's CPU backend is good at wide kernels over
+wide images, and five to twenty times slower than its own matrix product at the others: 1 x 1
+kernels (their gradient), images of a few pixels, as the last groups of a network have them, and the
+few channels of a first layer. There the same sum is written as a product of patches and kernel,
+
+    y[n, o] = sum_j patch[n, j] kernel[j, o],
+
+whose gradients are products too. Parameters and results are the same, up to rounding.
 """
 
 from __future__ import annotations

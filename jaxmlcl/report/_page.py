@@ -19,6 +19,7 @@ from jaxmlcl.io import write_atomic
 from jaxmlcl.report._format import DASH, amount_of_bytes, count, decimal, duration
 from jaxmlcl.report._plots import Line, bar_chart, line_chart
 from jaxmlcl.report._read import Run, clean, configured_stages, number, read_run
+from jaxmlcl.report._representations import show_maps, show_similarities
 from jaxmlcl.report._samples import show_samples
 
 PROTOCOL_METRICS = {
@@ -90,6 +91,8 @@ def build_report(workdir: Path, *, samples: Mapping[str, Any] | None = None) -> 
         results=_results(run),
         curves=_curves(run),
         groups_of_labels=_labels(run),
+        similarities=show_similarities(run),
+        maps=show_maps(run),
         samples=shown,
         version=jaxmlcl.__version__,
         configuration=json.dumps(run.experiment, indent=2, ensure_ascii=False),

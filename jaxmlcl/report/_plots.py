@@ -78,6 +78,15 @@ class Line:
     dashed: bool = False
 
 
+@dataclass(frozen=True)
+class Dots:
+    """Some points of a map."""
+
+    x: np.ndarray  # [n]
+    y: np.ndarray  # [n]
+    colour: int | None  # which of the page's series colours, from 1; None: muted
+
+
 def thin(
     steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -212,6 +221,36 @@ def bar_chart(
                 text = DASH if math.isnan(value) else f"{value:.2f}"
                 place = shown + 4 / (width - left - 34)
                 axes.text(place, centre, text, fontsize=8, color=_MUTED, **style)
+        return _svg(figure, identity, description)
+
+
+def scatter_chart(groups: Sequence[Dots], *, identity: str, description: str) -> str:
+    """Points of a map without axes as an SVG element; later groups lie above earlier ones.
+
+    Args:
+      groups: the points.
+      identity: prefix of every id in the element; different for every chart of a page.
+      description: what a screen reader says.
+
+    Returns:
+      The element as text.
+    """
+    with _style():
+        figure = _figure(260, 240)
+        axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+        axes.set_axis_off()
+        axes.set_aspect("equal", adjustable="datalim")
+        for group in groups:
+            colour = _RULE if group.colour is None else _SERIES[(group.colour - 1) % SERIES]
+            axes.plot(
+                group.x,
+                group.y,
+                linestyle="none",
+                marker="o",
+                markersize=2.0 if group.colour is None else 3.0,
+                markeredgewidth=0,
+                color=colour,
+            )
         return _svg(figure, identity, description)
 
 

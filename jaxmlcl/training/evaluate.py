@@ -121,7 +121,7 @@ def _evaluate_together(
     splits: list[Split] = [split]
     if data.validation is not None and split != "validation":
         splits.append("validation")
-    found_in = score_splits(experiment, workdir, splits, stages, report=report)
+    found_in = score_splits(experiment, workdir, splits, stages, report=report, represent=split)
     scored, validation = found_in[split], found_in.get("validation")
     if validation and validation.metadata.fingerprint == scored.metadata.fingerprint:
         validation = None
@@ -141,6 +141,11 @@ def _evaluate_together(
             workdir / "evaluation" / f"{name}-{split}.npz",
             {**arrays, "label_names": np.array(names, dtype=np.str_)},
         )
+        if found.representations is not None:
+            write_arrays(
+                workdir / "evaluation" / f"{name}-{split}-representations.npz",
+                {**found.representations._asdict(), "label_names": np.array(names, np.str_)},
+            )
         try:
             results[name] = evaluate_scores(
                 found.scores,

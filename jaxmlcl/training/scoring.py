@@ -23,6 +23,7 @@ from jaxmlcl.training.program import (
     source_labels,
     source_mask,
 )
+from jaxmlcl.training.representations import Collected, Representations
 from jaxmlcl.training.splits import (
     Preparation,
     check_apart,
@@ -49,6 +50,8 @@ class StageScores:
     checkpoint: str
     identity: str
     """SHA-256 of the checkpoint's files."""
+    representations: Representations | None = None
+    """What the encoder makes of the rows, where it was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,7 @@ def score_splits(
     stages: Sequence[str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     report: Callable[[str], None] = lambda _: None,
+    represent: Split | None = None,
 ) -> dict[Split, Scored]:
     """Score every row of some splits with the networks that stages ended with, each restored once.
 
@@ -117,6 +121,7 @@ def score_splits(
       stages: names of stages that have the same data; all that give scores by default.
       devices: the devices to use; all by default.
       report: called with a line for each damaged checkpoint that is passed over.
+      represent: the split of which representations are kept too.
 
     Raises:
       UserError: there is no such stage, it is not finished, the data do not fit it, or rows of the
@@ -138,7 +143,8 @@ def score_splits(
             experiment, workdir, name, mesh, sources[splits[0]], report
         )
         preparation = Preparation.load(workdir / preparation_file(experiment, name))
-        score = program.scorer(device_constants(preparation, None, mesh, experiment.precision))
+        constants = device_constants(preparation, None, mesh, experiment.precision)
+        score, embed = program.scorer(constants), program.embedder(constants)
         for split, source in sources.items():
             if split != "test":
                 check_fingerprint(checkpoint, split, source)
@@ -150,12 +156,22 @@ def score_splits(
                     "their order; use a split of the same data set"
                 )
             check_same_labels(sources[splits[0]], source, (splits[0], split))
-            parts = [
-                jax.device_get(score(state.params, state.objective, inputs))[:valid]
-                for inputs, valid in scoring_batches(source, mesh)
-            ]
+            kept = None
+            if split == represent:
+                kept = Collected(*source_labels(source), source_mask(source, f"data.{split}"))
+            parts = []
+            for inputs, valid in scoring_batches(source, mesh):
+                # Two programs: scores have the same bits whether representations are kept or not.
+                parts.append(jax.device_get(score(state.params, state.objective, inputs))[:valid])
+                if kept is not None:
+                    found = embed(state.params, state.objective, inputs)["representation"]
+                    kept.add(jax.device_get(found)[:valid])
             results[split][name] = StageScores(
-                np.concatenate(parts), checkpoint.step, checkpoint.path.name, checkpoint.identity
+                np.concatenate(parts),
+                checkpoint.step,
+                checkpoint.path.name,
+                checkpoint.identity,
+                None if kept is None else kept.result(),
             )
     return {
         split: Scored(
