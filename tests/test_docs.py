@@ -146,7 +146,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             continue
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            exec(compile(body, str(page), "exec"), {"__name__": "example"})
+            exec(compile(body, str(page), "exec", dont_inherit=True), {"__name__": "example"})
         if output.getvalue():
             assert following == ("text", output.getvalue())
 

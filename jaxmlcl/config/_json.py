@@ -22,6 +22,7 @@ from jaxmlcl.config._fields import (
     show,
     unlike,
 )
+from jaxmlcl.config._python import CODE, run_code
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.methods import OBJECTIVES
 from jaxmlcl.training.duration import Duration
@@ -175,14 +176,22 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _class_named(name: Any, base: type) -> type:
-    classes = OBJECTIVES if base is Objective else _subclasses(base)
-    known = {cls.__name__: cls for cls in classes}
+    known = _known_classes(base)
+    if name not in known and name is not None and base is not Objective and run_code():
+        known = _known_classes(base)
     if name is None:
         raise Mistake(f'has no "type"; it is one of {", ".join(sorted(known))}')
     if not isinstance(name, str) or name not in known:
         choice = nearest(str(name), known) or f"; known are {', '.join(sorted(known))}"
-        raise Mistake(f"unknown {base.__name__.lower()} type {show(name)}{choice}")
+        own = "" if base is Objective else f"; {CODE}=FILE.py names a file with classes of your own"
+        raise Mistake(f"unknown {base.__name__.lower()} type {show(name)}{choice}{own}")
     return known[name]
+
+
+def _known_classes(base: type) -> dict[Any, type]:
+    classes = OBJECTIVES if base is Objective else _subclasses(base)
+    # Classes that others inherit from, and can be no value, are no choice.
+    return {cls.__name__: cls for cls in classes if not cls.__name__.startswith("_")}
 
 
 def _subclasses(base: type[Any]) -> Iterator[type[Any]]:

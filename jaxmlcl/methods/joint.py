@@ -17,6 +17,7 @@ from jaxmlcl.losses import binary_cross_entropy
 from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.mulsupcon import MulSupCon
 from jaxmlcl.methods.networks import init_classifier, run_classifier
+from jaxmlcl.models import Encoder
 from jaxmlcl.queue import Queue
 from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
 
@@ -52,6 +53,17 @@ class JointMulSupCon(Objective):
         features = jnp.zeros((1, self.contrast.encoder.width), spec.inputs.dtype)
         classifier = init_classifier(spec.labels.shape[-1], classifier_key, features)
         return {**params, "classifier": classifier}, state
+
+    @property
+    def network(self) -> Encoder:
+        """MulSupCon's encoder."""
+        return self.contrast.encoder
+
+    def warm_start(
+        self, params: PyTree, state: PyTree, source_params: PyTree, source_state: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """The encoder of an earlier stage, for queries and keys alike."""
+        return self.contrast.warm_start(params, state, source_params, source_state)
 
     def before_step(self, params: PyTree, state: PyTree) -> PyTree:
         """MulSupCon's momentum update; the classifier has no copy that follows it."""

@@ -134,6 +134,17 @@ class MulSupCon(Objective):
         state = {"batch_stats": stats, "key_params": copy[0], "key_stats": copy[1], "queue": queue}
         return params, state
 
+    def warm_start(
+        self, params: PyTree, state: PyTree, source_params: PyTree, source_state: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """The encoder of an earlier stage, for queries and keys alike."""
+        params, state = super().warm_start(params, state, source_params, source_state)
+        # Copies, because the step donates every buffer.
+        copy = jax.tree.map(jnp.copy, (params["encoder"], state["batch_stats"]["encoder"]))
+        key_params = {**state["key_params"], "encoder": copy[0]}
+        key_stats = {**state["key_stats"], "encoder": copy[1]}
+        return params, {**state, "key_params": key_params, "key_stats": key_stats}
+
     def before_step(self, params: PyTree, state: PyTree) -> PyTree:
         """theta_k <- m theta_k + (1 - m) theta_q, parameters only: statistics are the key's own."""
         m = self.momentum

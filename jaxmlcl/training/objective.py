@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from jaxmlcl.models import Encoder
 from jaxmlcl.queue import Queue
 
 PyTree = Any
@@ -70,6 +71,12 @@ class Objective(abc.ABC):
     """Whether `scores` is defined, so that the stage can be validated and evaluated."""
     embeds_labels: ClassVar[bool] = False
     """Whether `label_embeddings` is defined."""
+
+    @property
+    def network(self) -> Encoder | None:
+        """The encoder, into which a file of weights can be read; None without one."""
+        encoder = getattr(self, "encoder", None)
+        return encoder if isinstance(encoder, Encoder) else None
 
     @abc.abstractmethod
     def init(self, key: jax.Array, spec: BatchSpec) -> tuple[PyTree, PyTree]:

@@ -192,6 +192,11 @@ class _Population:
         stages: dict[str, list[Stage]] = {}
         for experiment in experiments:
             for name, stage in experiment.stages.items():
+                if stage.weights is not None:
+                    raise ConfigError(
+                        f"stages.{name}: it starts from a file of weights, which variants that are "
+                        "trained together do not; use `jaxmlcl train` for each of them"
+                    )
                 stages.setdefault(name, []).append(stage)
         self.numbers = {name: set(differing_numbers(found)) for name, found in stages.items()}
         self.jobs: list[dict[str, tuple[Hashable, Job]]] = [_jobs(e) for e in experiments]

@@ -40,6 +40,9 @@ class Stage:
     """Random operations on the inputs, in order, on the device."""
     starts_from: str | None = None
     """Earlier stage whose encoder this one starts with; a fresh one if absent."""
+    weights: str | None = None
+    """File of torchvision's or timm's weights that the encoder starts with: safetensors, or a state
+    dict, which is not unpickled; relative paths as those of data. A fresh encoder if absent."""
     data: Data | None = None
     """Data of this stage's own; the experiment's if absent."""
     frozen: tuple[str, ...] = ()
@@ -68,6 +71,15 @@ class Stage:
             raise ConfigError(
                 'stage: data.inputs: "inherit" needs starts_from, the stage whose preparation is '
                 "meant"
+            )
+        if self.weights is not None and self.starts_from is not None:
+            raise ConfigError(
+                f'stage: weights "{self.weights}" and starts_from "{self.starts_from}" both give '
+                "the encoder its start; leave one of them out"
+            )
+        if self.weights is not None and self.objective.network is None:
+            raise ConfigError(
+                f"stage: {self.objective.describe()} has no encoder that weights could be read into"
             )
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(

@@ -55,6 +55,7 @@ from jaxmlcl.training.splits import (
 from jaxmlcl.training.stage import Stage
 from jaxmlcl.training.step import advance_plateau
 from jaxmlcl.training.trained_on import save_trained_on
+from jaxmlcl.training.weights import read_start
 from jaxmlcl.training.workdir import (
     check_same_everywhere,
     check_shared,
@@ -196,6 +197,8 @@ class _Run:
             program = build_stage(self.experiment, name, self.mesh, self.data[name].train, flops)
             if stage.starts_from is not None:
                 program.check_start(self.programs[stage.starts_from])
+            if stage.weights is not None:
+                read_start(self.experiment, program)
             flops[name] = program.flops_per_step * program.total
             self.programs[name] = program
         first = next(iter(self.programs.values()))
@@ -257,7 +260,7 @@ class _Run:
             state = program.restore(self.stores[name], checkpoint)
             self.console.line(f"{name}: continuing after step {progress.step}")
         else:
-            state = program.initial(self._start(stage.starts_from))
+            state = program.initial(self._start(name))
 
         # The step, compiled once for every batch of the stage.
         constants = self._constants(self.data[name])
@@ -380,8 +383,13 @@ class _Run:
             self.constants = (data, on_device)
         return self.constants[1]
 
-    def _start(self, source: str | None) -> Any:
+    def _start(self, name: str) -> Any:
         """Parameters and objective state that a stage starts from."""
+        stage = self.experiment.stages[name]
+        if stage.weights is not None:
+            self.console.line(f"{name}: the encoder starts from {stage.weights}")
+            return read_start(self.experiment, self.programs[name])
+        source = stage.starts_from
         if source is None:
             return None
         state, _ = load_stage(self.stores[source], self.programs[source], self.console.line)
