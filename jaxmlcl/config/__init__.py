@@ -21,7 +21,12 @@ from jaxmlcl.data.augment_images import (
 from jaxmlcl.data.images import Images
 from jaxmlcl.methods import CGMVAE, Classification, JointMulSupCon, MulSupCon
 from jaxmlcl.methods.cgmvae import cgmvae_stage
-from jaxmlcl.methods.mulsupcon import fine_tuning, linear_probe, photograph_stages
+from jaxmlcl.methods.mulsupcon import (
+    fine_tuning,
+    linear_probe,
+    photograph_stages,
+    transfer_probe,
+)
 from jaxmlcl.models import MLP, Projection, ResNet, ViT, vit
 from jaxmlcl.sharding import MeshSpec
 from jaxmlcl.training.duration import Duration, epochs, examples, flops_of, steps
@@ -90,5 +95,6 @@ __all__ = [
     "steps",
     "strategy",
     "to_json",
+    "transfer_probe",
     "vit",
 ]

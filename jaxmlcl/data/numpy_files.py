@@ -16,17 +16,18 @@ from jaxmlcl.data._checks import as_float32, channels_last, wants_mask
 from jaxmlcl.data.source import ArraySource, find_file, integer_option
 from jaxmlcl.errors import DataError
 
-INPUTS = ("features", "inputs", "x")
+INPUTS = ("features", "inputs", "x", "representation")
 _LABELS = ("labels", "targets", "y")
 
 
 def open_npz(path: Path, options: Mapping[str, str], places: Sequence[Path]) -> ArraySource:
     """Open a `.npz` file; see `open_source`.
 
-    `features` (or `inputs`, or `x`) are vectors [n, d], which become float32, or uint8 images
-    [n, height, width, channels] or [n, channels, height, width] with 1 or 3 channels. `labels` (or
-    `targets`, or `y`) are [n, L], 0 or 1. `label_names` may hold `L` strings of fixed length, and
-    `label_mask` [n, L] may say which labels are known (1, or True) and which are not (0).
+    `features` (or `inputs`, or `x`, or `representation`, as `jaxmlcl embed` has it) are vectors
+    [n, d], which become float32, or uint8 images [n, height, width, channels] or
+    [n, channels, height, width] with 1 or 3 channels. `labels` (or `targets`, or `y`) are [n, L], 0
+    or 1. `label_names` may hold `L` strings of fixed length, and `label_mask` [n, L] may say which
+    labels are known (1, or True) and which are not (0).
 
     Returns:
       The rows in the order of the file.

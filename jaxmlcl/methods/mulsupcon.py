@@ -21,6 +21,7 @@ from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.networks import init_module, run_module
 from jaxmlcl.models import MLP, Encoder, Projection, ResNet
 from jaxmlcl.sharding import multi_positive_infonce
+from jaxmlcl.training.dataset import Data
 from jaxmlcl.training.duration import epochs
 from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
 from jaxmlcl.training.optimizers import Cosine, Optimizer, Plateau
@@ -296,7 +297,7 @@ def photograph_stages(
     encoder = encoder or ResNet((3, 4, 6, 3), block="bottleneck")
     simclr, simple = strategy("simclr"), strategy("simple")
     pretraining = Optimizer("sgd", 0.1, schedule=Cosine(), momentum=0.9, weight_decay=1e-4)
-    plateau = Plateau(factor=0.1, patience=2, cooldown=1, threshold=1e-3)
+    plateau = _downstream_plateau()
     downstream: dict[str, Any] = {
         "duration": epochs(30),
         "batch_size": batch_size,
@@ -330,6 +331,43 @@ def photograph_stages(
             select="loss",
         ),
     }
+
+
+def transfer_probe(
+    starts_from: str, data: Data, encoder: Encoder | None = None, *, batch_size: int = 64
+) -> Stage:
+    """A linear probe of a stage's frozen encoder on other photographs with other labels.
+
+    Adam at 0.04, reduced on plateaus of the validation loss, the best step kept, 30 epochs.
+
+    Args:
+      starts_from: the stage whose encoder is probed.
+      data: the other splits.
+      encoder: of that stage; ResNet-50 if left out.
+      batch_size: 64.
+
+    Example:
+      >>> probe = transfer_probe("pretrain", Data("voc:A", validation="voc:B"))
+      >>> probe.frozen, probe.optimizer.learning_rate
+      (('^encoder/',), 0.04)
+
+    Source: MulSupCon, AAAI 2024, section 5 (transfer learning) and table 7.
+    """
+    return Stage(
+        linear_probe(encoder or ResNet((3, 4, 6, 3), block="bottleneck")),
+        epochs(30),
+        batch_size=batch_size,
+        optimizer=Optimizer("adam", 0.04, schedule=_downstream_plateau()),
+        augmentation=strategy("simple"),
+        starts_from=starts_from,
+        data=data,
+        frozen=("^encoder/",),
+        select="loss",
+    )
+
+
+def _downstream_plateau() -> Plateau:
+    return Plateau(factor=0.1, patience=2, cooldown=1, threshold=1e-3)
 
 
 def fine_tuning(encoder: Encoder) -> Classification:
