@@ -17,6 +17,7 @@ from jaxmlcl.losses import binary_cross_entropy
 from jaxmlcl.methods.classification import Classification
 from jaxmlcl.methods.mulsupcon import MulSupCon
 from jaxmlcl.methods.networks import init_classifier, run_classifier
+from jaxmlcl.models import Encoder
 from jaxmlcl.queue import Queue
 from jaxmlcl.training.objective import Aux, Batch, BatchSpec, Objective
 
@@ -93,6 +94,10 @@ class JointMulSupCon(Objective):
     def embed(self, params: PyTree, state: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
         """The representation [B, width] and the normalised embedding [B, D]."""
         return self.contrast.embed(params, state, inputs)
+
+    def trained_encoder(self) -> Encoder:
+        """MulSupCon's."""
+        return self.contrast.encoder
 
     def describe(self) -> str:
         """mulsupcon + bce."""
