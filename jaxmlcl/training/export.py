@@ -165,9 +165,10 @@ def _exported(network: Network, platforms: tuple[str, ...]) -> jax.export.Export
 @contextlib.contextmanager
 def _without_places() -> Iterator[None]:
     """Keep source files and lines, which are this machine's, out of what is exported."""
-    before = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
+    name, settings = "jax_traceback_in_locations_limit", jax.config.values
+    before = settings[name]
+    jax.config.update(name, 0)
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
+        jax.config.update(name, before)
