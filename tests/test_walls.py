@@ -28,6 +28,7 @@ FLOORS = {
     "queue": 1,
     "models": 1,
     "neighbours": 1,
+    "predictor": 1,
     "data": 2,
     "evaluation": 2,
     "sharding": 2,

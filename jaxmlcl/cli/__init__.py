@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "embed",
+    "export",
     "labels",
     "enhance",
     "compare",
@@ -47,6 +48,7 @@ commands:
   evaluate WORKDIR                   score a split with a run's networks; a table, JSON and scores
   predict WORKDIR INPUT -o FILE      score new rows; CSV, JSON lines or NPZ
   embed WORKDIR [INPUT] -o FILE      write the representations of a split or of new rows
+  export WORKDIR -o FILE             write a network as one file: scores of rows, or weights
   labels WORKDIR -o FILE             inner products of label embeddings, as table or picture
   enhance SOURCE --method NAME -o FILE
                                      label distributions from 0/1 labels, written and measured

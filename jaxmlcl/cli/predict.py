@@ -184,12 +184,21 @@ def check_not_input(path: Path, options: argparse.Namespace) -> None:
     Raises:
       UserError: FILE is one of them.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; -o wants the name of a file")
+    check_not_folder(path)
     if options.input is not None and path.exists():
         with contextlib.suppress(OSError):
             if os.path.samefile(path, options.input):
                 raise UserError(f"{path}: is INPUT itself; write to another file")
+
+
+def check_not_folder(path: Path) -> None:
+    """Refuse to replace a folder.
+
+    Raises:
+      UserError: FILE is one.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; -o wants the name of a file")
 
 
 @contextlib.contextmanager

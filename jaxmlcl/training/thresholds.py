@@ -59,7 +59,7 @@ def recall_thresholds(
       UserError: nothing is remembered, and there is no validation split to choose on.
     """
     names = network.label_names
-    found = _belonging(group().once(lambda: dict(_read(workdir))), network)
+    found = remembered_thresholds(workdir, network)
     if found is None:
         advice = "or say which: --threshold 0.5"
         if experiment.data_of(network.stage).validation is None:
@@ -81,6 +81,14 @@ def recall_thresholds(
     if per == "label":
         return np.array([found["label"][name] for name in names], np.float64)
     return np.full(len(names), found["all"], np.float64)
+
+
+def remembered_thresholds(workdir: Path, network: Network) -> dict[str, Any] | None:
+    """What WORKDIR/thresholds.json holds for a network's checkpoint; None if it holds nothing.
+
+    `all` is one threshold for all labels, `label` one for each of them by name.
+    """
+    return _belonging(group().once(lambda: dict(_read(workdir))), network)
 
 
 def _choose(validation: Scored) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def test_every_command_has_help(run: Run, command: str) -> None:
     assert out.startswith(f"usage: jaxmlcl {command}")
     assert "--debug" in out
     # Only what opens data needs to know where they are.
-    assert ("--data.root" in out) == (command not in ("compare", "bench", "labels"))
+    assert ("--data.root" in out) == (command not in ("compare", "bench", "export", "labels"))
 
 
 def test_train_help_has_units(run: Run) -> None:

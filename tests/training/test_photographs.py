@@ -25,10 +25,12 @@ from jaxmlcl.data.images import Images
 from jaxmlcl.data.pipeline import Loading
 from jaxmlcl.errors import ConfigError, DataError, Preempted
 from jaxmlcl.methods import Classification
+from jaxmlcl.predictor import load_predictor
 from jaxmlcl.training import program
 from jaxmlcl.training.duration import steps
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Checkpoint, Data, Experiment, Logging
+from jaxmlcl.training.export import export_predictor
 from jaxmlcl.training.optimizers import Optimizer
 from jaxmlcl.training.population import train_population
 from jaxmlcl.training.splits import fit_preparation, open_split
@@ -272,3 +274,17 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: Any) -> Non
     words = ["--data.images.size", "0", "--workdir", str(tmp_path / "other")]
     assert main(["train", str(config), *words]) == 2
     assert "images: size must be from 1" in capsys.readouterr().err
+
+
+def test_an_exported_predictor_takes_crops_as_evaluation_cuts_them(
+    done: Done, tmp_path: Path
+) -> None:
+    pytest.importorskip("flatbuffers", reason="flatbuffers (extra export) is not installed")
+    path = tmp_path / "bce.zip"
+    export_predictor(done.experiment, done.workdir, path, "bce", ["cpu"])
+    source = open_split(done.experiment.data, "test")
+    crops = np.stack([source[row]["inputs"] for row in range(len(source))])
+    assert (crops.dtype, crops.shape) == (np.uint8, (24, 16, 16, 3))
+    with np.load(done.workdir / "evaluation" / "bce-test.npz") as expected:
+        found = load_predictor(path).scores(crops)
+        np.testing.assert_allclose(found, expected["scores"], rtol=1e-5, atol=1e-6)
