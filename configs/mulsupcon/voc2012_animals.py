@@ -60,7 +60,9 @@ def optimizer(choice):
     )
 
 
-def pretrained(choice, weighting="mulsupcon", encoder=ENCODER, length=PRETRAINING, after=DOWNSTREAM):
+def pretrained(
+    choice, weighting="mulsupcon", encoder=ENCODER, length=PRETRAINING, after=DOWNSTREAM
+):
     """Contrastive pretraining, then a linear probe and fine-tuning, each at its best epoch.
 
     So short a run needs a key encoder that follows faster (0.99) and a queue that fills soon.
