@@ -16,7 +16,7 @@ UNOPTIMISED := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusio
 PARALLEL := --numprocesses auto --maxprocesses 4
 COVERED := tests/losses tests/evaluation $(wildcard tests/test_queue*.py)
 
-.PHONY: quickstart test test-slow coverage lint types format wheel gpu bench bench-input bench-loss yeast clean help
+.PHONY: quickstart test test-slow coverage lint types format wheel gpu bench bench-input bench-loss bench-step yeast clean help
 
 help:
 	@echo "quickstart  train the embedded default and write a report (about 4 minutes)"
@@ -28,6 +28,7 @@ help:
 	@echo "bench       speed on vectors beside PyTorch, where that is installed"
 	@echo "bench-input images per second of the input pipeline beside a PyTorch DataLoader"
 	@echo "bench-loss  time and memory of the loss beside plain JAX and PyTorch"
+	@echo "bench-step  the training step on photographs beside PyTorch, and its convolutions"
 	@echo "yeast       MulSupCon on Yeast (JAXMLCL_DATA names the folder of the data)"
 
 $(BIN)/python:
@@ -97,6 +98,10 @@ bench-input: $(INSTALLED)
 
 bench-loss: $(INSTALLED)
 	$(BIN)/python -m benchmarks.loss
+
+bench-step: $(INSTALLED)
+	$(BIN)/python -m benchmarks.train_step --json build/train_step.json
+	$(BIN)/python -m benchmarks.convolution --json build/convolution.json
 
 yeast: $(INSTALLED)
 	$(BIN)/jaxmlcl train configs/mulsupcon/yeast_released.py

@@ -12,7 +12,6 @@ gradient of the loss, and whole pretraining steps, as ratios to a named peer in 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import statistics
@@ -26,21 +25,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.steps import Case, prepare
+from benchmarks.train_step import OUR_STEP, Settings
+from benchmarks.train_step import measure as measure_steps
 from jaxmlcl import losses
 from jaxmlcl import queue as momentum_queue
 from jaxmlcl.bench import OURS, LossProblem, has_torch, median
 from jaxmlcl.bench import bench_loss as measure_loss
 from jaxmlcl.data.augment import Intensity, Shift, ZeroMask
-from jaxmlcl.data.pipeline import GlobalOrder, Indices
 from jaxmlcl.data.source import ArraySource
 from jaxmlcl.methods import MulSupCon
 from jaxmlcl.models import MLP, Projection, ResNet
-from jaxmlcl.sharding import MeshSpec, batch_sharding
 from jaxmlcl.training.duration import steps
-from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.optimizers import Optimizer
-from jaxmlcl.training.program import build_stage, device_constants
-from jaxmlcl.training.splits import fit_preparation
 from jaxmlcl.training.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +68,7 @@ def main() -> int:
         ("step, Yeast MLP, batch 64", lambda: bench_step("yeast", 64, "float32")),
         ("step, Yeast MLP, batch 256", lambda: bench_step("yeast", 256, "float32")),
         ("step, digits ResNet, batch 256", lambda: bench_step("digits", 256, "float32")),
-        ("step, ResNet-50 224 px bf16, batch 128", lambda: bench_step("photos", 128, "bfloat16")),
+        ("step, ResNet-50 224 px bf16, batch 256", bench_photographs),
     ):
         rows.append(attempt("benchmark", name, bench))
         show(rows[-1])
@@ -167,15 +164,6 @@ def check_queue() -> dict[str, Any]:
     return {"keys_seen": 20 * 16}
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A training set, and the stage that is trained on it."""
-
-    source: ArraySource
-    inputs: str
-    stage: Stage
-
-
 def make_case(kind: str, batch: int) -> Case:
     """Synthetic data of a real experiment's shapes, with its network."""
     generator = np.random.default_rng(0)
@@ -187,49 +175,16 @@ def make_case(kind: str, batch: int) -> Case:
     def labels(rows: int, count: int, mean: float) -> np.ndarray:
         return (generator.random((rows, count)) < mean / count).astype(np.uint8)
 
-    def pixels(rows: int, size: int, channels: int) -> np.ndarray:
-        return generator.integers(0, 256, (rows, size, size, channels), np.uint8)
-
     adam, sgd = Optimizer("adam", 4e-4), Optimizer("sgd", 0.1, weight_decay=1e-4)
     if kind in ("vectors", "yeast"):
         x = generator.normal(size=(1200, 103)).astype(np.float32)
         source = ArraySource(x, labels(1200, 14, 4.2), name=kind)
         return Case(source, "standardize", stage(MLP(), 256, (ZeroMask(),), adam))
-    image = (Shift(), Intensity())
-    if kind in ("pictures", "digits"):
-        width = 8 if kind == "pictures" else 16
-        encoder = ResNet(depths=(1, 1, 1, 1), channels=width)
-        source = ArraySource(pixels(512, 48, 1), labels(512, 10, 2.3), name=kind)
-        return Case(source, "unit", stage(encoder, 1024, image, sgd))
-    encoder = ResNet(depths=(3, 4, 6, 3), channels=64, block="bottleneck")
-    source = ArraySource(pixels(256, 224, 3), labels(256, 80, 2.9), name=kind)
-    return Case(source, "unit", stage(encoder, 8192, image, sgd))
-
-
-def prepare(case: Case, device: jax.Device, precision: str) -> tuple[Any, ...]:
-    """The compiled step on one device, with its first state, batches and constants."""
-    mesh_spec = MeshSpec()
-    data = Data("synthetic", inputs=case.inputs)  # type: ignore[arg-type] # one of the three
-    experiment = Experiment(
-        "gpu",
-        data,
-        {"pretrain": case.stage},
-        precision=precision,  # type: ignore[arg-type] # one of the three
-    )
-    with jax.default_device(device):
-        mesh = mesh_spec.build([device])
-        constants = device_constants(
-            fit_preparation(data, case.source), case.source, mesh, precision
-        )
-        program = build_stage(experiment, "pretrain", mesh, case.source, {})
-        order = Indices(GlobalOrder(len(case.source), case.stage.batch_size, 0))
-        step, seconds = program.compile(order[0], constants)
-        state = program.initial(None)
-
-    def host(index: int) -> Any:
-        return jax.device_put(order[index], batch_sharding(mesh))
-
-    return step, state, host, constants, seconds, program
+    width = 8 if kind == "pictures" else 16
+    encoder = ResNet(depths=(1, 1, 1, 1), channels=width)
+    pixels = generator.integers(0, 256, (512, 48, 48, 1), np.uint8)
+    source = ArraySource(pixels, labels(512, 10, 2.3), name=kind)
+    return Case(source, "unit", stage(encoder, 1024, (Shift(), Intensity()), sgd))
 
 
 def check_steps(kind: str) -> dict[str, Any]:
@@ -307,6 +262,27 @@ def bench_step(kind: str, batch: int, precision: str) -> dict[str, Any]:
         "tflop_per_second": program.flops_per_step / seconds / 1e12,
         "compile_seconds": compiling,
     }
+
+
+def bench_photographs() -> dict[str, Any]:
+    """The step of `benchmarks.train_step` beside PyTorch's, compiled, channels last, autocast."""
+    figures = measure_steps(
+        Settings(batch=256, precision="bfloat16"), peers=("compiled",), here=True
+    )
+    failed = [name for name, check in figures.checks.items() if not check["ok"]]
+    if failed:
+        raise ValueError(f"{failed[0]}: {figures.checks[failed[0]]}")
+    row: dict[str, Any] = {}
+    for name, found in figures.sides.items():
+        if not found.rates:
+            row[name] = f"not run: {found.note}"
+            continue
+        row[f"{name}, images/s"] = median(found.rates)
+        row[f"{name}, GB"] = found.peak / 1e9
+        row[f"{name}, part of the floor"] = median(figures.parts_of_floor(name))
+        if name != OUR_STEP:
+            row[f"times as fast as {name}"] = median(figures.ratios(name))
+    return row
 
 
 if __name__ == "__main__":

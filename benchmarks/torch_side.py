@@ -22,22 +22,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.clock import now
+from benchmarks.torch_loss import rows_loss
 
 WIDTH = 256
-TEMPERATURE, MOMENTUM = 0.1, 0.999
+MOMENTUM = 0.999
 # Rounds of 1000 steps with a checkpoint at the end of each, a line in the log every 50 steps.
 ROUND, LOG_EVERY = 1000, 50
-
-
-def rows_loss(
-    anchors: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor, key_labels: torch.Tensor
-) -> torch.Tensor:
-    """MulSupCon, equations 4-5: the mean over all (anchor, label) rows of -mean log p(positive)."""
-    anchor, label = torch.nonzero(labels, as_tuple=True)
-    scores = (anchors @ keys.T / TEMPERATURE)[anchor]
-    positive = key_labels.T[label]
-    log_p = functional.log_softmax(scores, dim=1)
-    return -((positive * log_p).sum(1) / positive.sum(1)).mean()
 
 
 def network(features: int) -> nn.Module:

@@ -81,6 +81,45 @@ def test_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_train_step(tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    sizes = ["--arch", "resnet18", "--batch", "8", "--size", "64", "--queue", "64"]
+    short = ["--repetitions", "1", "--seconds", "0.1", "--peers", "eager", "--json", str(file)]
+    words = ["-m", "benchmarks.train_step", *sizes, *short]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    has_peer = importlib.util.find_spec("torch") is not None
+    assert ("pip install" in done.stdout) is not has_peer
+    ours = ["jaxmlcl", "jaxmlcl, SimCLR"]
+    assert list(report["sides"]) == [*ours, *(["torch eager"] if has_peer else [])]
+    for found in report["sides"].values():
+        assert found["rates"][0] > 0
+        assert found["peak"] > found["packages"] > 0
+    assert len(report["checks"]) == (3 if has_peer else 0)
+    # One image: about 1.82 GMAC forward at 224 pixels, four times as much in the step of two
+    # encoders, and a twelfth of it at 64; head, loss and what is no product come on top.
+    assert 1.0e9 < report["flop_per_image"] < 1.5e9
+    assert "floor:" in done.stdout
+
+
+@pytest.mark.slow
+def test_convolution(tmp_path: Path) -> None:
+    file = tmp_path / "convolution.json"
+    words = ["-m", "benchmarks.convolution", "--quick", "--repetitions", "1", "--json", str(file)]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    layers = report["basic"]["layers"]
+    # Stem, two blocks of two, of which the second has a shortcut.
+    assert sum(layer["times"] for layer in layers.values()) == 6
+    assert layers["8 x 8 x 4, 1 x 1 / 2, 8"]["gflop"] == 3 * 2e-9 * 2 * 4 * 4 * 4 * 8
+    assert all(layer["takes"] in ("patches", "XLA") for layer in layers.values())
+    assert report["bottleneck"]["encoder"]["ratios"][0] > 0
+    assert "XLA / convolve" in done.stdout
+
+
+@pytest.mark.slow
 def test_loss(tmp_path: Path) -> None:
     file = tmp_path / "loss.json"
     command = [sys.executable, "-m", "benchmarks.loss", "--quick", "--json", str(file)]

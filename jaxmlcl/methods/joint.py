@@ -106,10 +106,6 @@ class JointMulSupCon(Objective):
         """The representation [B, width] and the normalised embedding [B, D]."""
         return self.contrast.embed(params, state, inputs)
 
-    def trained_encoder(self) -> Encoder:
-        """MulSupCon's."""
-        return self.contrast.encoder
-
     def describe(self) -> str:
         """mulsupcon + bce."""
         return f"{self.contrast.describe()} + bce"

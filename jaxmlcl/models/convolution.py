@@ -60,27 +60,40 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
       Array([[4., 6., 6., 4.],
              [6., 9., 9., 6.]], dtype=float32)
     """
-    size, _, channels, features = kernel.shape
-    pad = size // 2
-    height, width = ((n + 2 * pad - size) // stride + 1 for n in x.shape[1:3])
-    patches = (
+    form = of_patches if by_patches(x.shape, kernel.shape, stride) else of_xla
+    return form(x, kernel, stride)
+
+
+def by_patches(images: tuple[int, ...], kernel: tuple[int, ...], stride: int = 1) -> bool:
+    """Whether `convolve` multiplies patches, for arrays of these shapes on this machine.
+
+    Example:
+      >>> by_patches((8, 56, 56, 64), (3, 3, 64, 64))
+      False
+    """
+    size, _, channels, features = kernel
+    height, width = ((n + 2 * (size // 2) - size) // stride + 1 for n in images[1:3])
+    return jax.default_backend() == "cpu" and (
         size == 1
         or height * width <= _SMALL_IMAGE
         or (channels < _FEW_CHANNELS and features < _NARROW)
     )
-    if jax.default_backend() != "cpu" or not patches:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    return _product(x, kernel, stride)
+
+
+def of_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`convolve` as XLA has it."""
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 @partial(jax.checkpoint, static_argnums=2)
-def _product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def of_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`convolve` by patches, which are k^2 times as large as x: made again for the gradient."""
     size, _, channels, features = kernel.shape
     pad = size // 2

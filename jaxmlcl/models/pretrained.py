@@ -102,14 +102,31 @@ def save_pretrained(path: str | os.PathLike[str], pretrained: Pretrained) -> Non
     Raises:
       ConfigError: an encoder that torchvision has no names for; safetensors is not installed.
     """
+    content = _safetensors().save(named_weights(pretrained))
+    with writing(path) as file:
+        file.write(content)
+
+
+def named_weights(pretrained: Pretrained) -> dict[str, np.ndarray]:
+    """An encoder's weights by torchvision's names, with the axes that PyTorch wants.
+
+    Raises:
+      ConfigError: an encoder that torchvision has no names for.
+
+    Example:
+      >>> encoder = ResNet((1,), channels=4)
+      >>> variables = encoder.build(jnp.float32).init(
+      ...     jax.random.key(0), jnp.ones((1, 8, 8, 3)), False
+      ... )
+      >>> named = named_weights(Pretrained(encoder, **variables))
+      >>> named["conv1.weight"].shape, named["layer1.0.bn2.running_var"].shape
+      ((4, 3, 7, 7), (4,))
+    """
     variables = {"params": pretrained.params, "batch_stats": pretrained.batch_stats}
-    arrays = {
+    return {
         entry.name: np.ascontiguousarray(entry.to_torch(_get(variables, entry.path)))
         for entry in _entries(pretrained.encoder)
     }
-    content = _safetensors().save(arrays)
-    with writing(path) as file:
-        file.write(content)
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

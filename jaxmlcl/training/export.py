@@ -99,7 +99,7 @@ def export_encoder(
     """
     network = _opened(experiment, workdir, stage, False, report)
     objective = network.program.program.stage.objective
-    encoder = objective.trained_encoder()
+    encoder = objective.network
     if encoder is None:
         raise ConfigError(f"{network.stage}: {objective.describe()} has no encoder of its own")
     params = network.state.params["encoder"]

@@ -107,10 +107,6 @@ class Objective(abc.ABC):
     def embed(self, params: PyTree, state: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
         """Named representations of inputs [B, ...], in evaluation mode."""
 
-    def trained_encoder(self) -> Encoder | None:
-        """What builds the network of `params["encoder"]`: the field `encoder`, if there is one."""
-        return getattr(self, "encoder", None)
-
     def label_embeddings(self, params: PyTree, state: PyTree) -> jax.Array:
         """What the network holds for every label, [L, E]."""
         del params, state
