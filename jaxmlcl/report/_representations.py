@@ -118,7 +118,7 @@ def show_maps(run: Run) -> list[dict[str, Any]]:
             if places is None:
                 continue
             alone = kept.labels.sum(axis=1) == 1
-            counts = kept.labels[alone].sum(axis=0)
+            counts = kept.labels[alone].sum(axis=0, dtype=np.int64)
             largest = [int(i) for i in np.argsort(-counts, kind="stable")[:SERIES] if counts[i]]
             coloured = [alone & (kept.labels[:, label] > 0) for label in largest]
             rest = ~np.any(coloured, axis=0) if coloured else np.ones(len(places), bool)
@@ -245,7 +245,7 @@ def similarity_map(
         bar.ax.tick_params(labelsize=7, colors="#999999", labelcolor="#333333")
         bar.outline.set_visible(False)
         figure.set_facecolor("white")
-        figure.tight_layout()
+        figure.tight_layout(pad=1.5)
         figure.set_dpi(2 * figure.get_dpi())
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
