@@ -122,8 +122,8 @@ experiment = Experiment(
     data=data(),
     stages={
         **pretrained("sgd 0.1"),
-        "bce": supervised("sgd 0.1", SAME_EPOCHS),
-        "bce_same_passes": supervised("sgd 0.1", SAME_PASSES),
+        "bce": supervised("adam 0.001", SAME_EPOCHS),
+        "bce_same_passes": supervised("adam 0.001", SAME_PASSES),
     },
     main="finetune",
 )

@@ -217,3 +217,32 @@ def test_features_of_imagenet_and_twenty_real_steps_on_them(
     results = evaluate_run(vectors, workdir, "test")["stages"]
     assert set(results) == {"finetune", "cgmvae"}
     assert all(np.isfinite(one["threshold_free"]["map"]) for one in results.values())
+
+
+def test_bce_gets_as_many_epochs_or_as_many_forward_passes() -> None:
+    for name in ("voc2012_animals", "voc2012_animals_resnet50"):
+        stages = load(CONFIGS / "mulsupcon" / f"{name}.py").stages
+        epochs_of = {stage: int(str(one.duration).split()[0]) for stage, one in stages.items()}
+        pretraining, after = epochs_of["pretrain"], epochs_of["finetune"]
+        assert epochs_of["linear"] == after
+        assert epochs_of["bce"] == pretraining + after
+        # Of every image the query encoder sees one view and the key encoder the other.
+        assert stages["pretrain"].objective.views == 2
+        assert epochs_of["bce_same_passes"] == 2 * pretraining + after
+        for other in stages.values():
+            assert other.augmentation == stages["pretrain"].augmentation
+
+
+@pytest.mark.slow
+def test_twenty_real_steps_of_the_animals(shared_data: Path, tmp_path: Path) -> None:
+    root, recipe = images(shared_data), load(CONFIGS / "mulsupcon" / "voc2012_animals.py")
+    experiment = shortened(recipe, root, tmp_path / "run", 20)
+    # Its own data, which are those of VOC's subset.
+    own = dataclasses.replace(recipe.data, root=str(root), images=Images(size=24))
+    experiment = dataclasses.replace(experiment, data=own)
+    workdir = train(experiment, to_json(experiment))
+    words = ["evaluate", str(workdir)], ["report", str(workdir)]
+    assert [main(list(one)) for one in words] == [0, 0]
+    page = (workdir / "report.html").read_text()
+    assert page.count('alt="Heat map of class similarities') == 4
+    assert page.count('alt="Sample') == 24
