@@ -70,7 +70,9 @@ def test_evaluate_writes_what_it_prints(run: Run, trained: Path, tmp_path: Path)
         *("fixed_0.5", "paper"),
     ]
     assert sorted(path.name for path in (workdir / "evaluation").iterdir()) == [
+        "bce-test-representations.npz",
         "bce-test.npz",
+        "probe-test-representations.npz",
         "probe-test.npz",
         "test.json",
     ]
