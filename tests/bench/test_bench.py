@@ -198,7 +198,7 @@ def test_the_floor_multiplies_again_in_every_turn_of_its_loop(term: str) -> None
     side.open(problem)
     # A product that the compiler takes out of the loop would run at 100 TFLOP/s here.
     rate = 2 * 16 * 64 * 256 / min(side.floor(term) for _ in range(3))
-    assert 1e9 < rate < 2e13
+    assert 1e7 < rate < 2e13
 
 
 def test_resident_memory_of_a_matrix_of_pairs() -> None:

@@ -96,16 +96,15 @@ def test_a_table_and_its_targets(run: Run, tmp_path: Path) -> None:
     assert [row[0] for row in cells[:2]] == ["100", "99"]
     features = FEATURES.astype(np.float32)
     by_hand = ENHANCERS["km"]().fit_transform(features, LABELS)
-    np.testing.assert_array_equal(np.array(cells, float)[:, 1:], by_hand)
+    # Distances are products of matrices, whose last bit depends on how the processor adds.
+    np.testing.assert_allclose(np.array(cells, float)[:, 1:], by_hand, rtol=1e-12)
     uri = f"{tmp_path}/birds.csv?id=number&labels=s*&targets=enhanced.csv&part=rest"
     arrays = open_source(uri).arrays()  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(
-        arrays["targets"], by_hand.astype(np.float32)[100 - arrays["ids"]]
-    )
+    np.testing.assert_allclose(arrays["targets"], by_hand[100 - arrays["ids"]], rtol=1e-6)
     run(*words, "--method", "km", "--keep-features", "-o", tmp_path / "whole.csv")
     data = open_distributions(f"{tmp_path}/whole.csv?id=id", labels="sea,sky,sun")
     np.testing.assert_array_equal(data.features, features)
-    np.testing.assert_array_equal(data.distributions, by_hand)
+    np.testing.assert_allclose(data.distributions, by_hand, rtol=1e-6)
     assert data.feature_names == ("a", "b", "c", "d")
 
 
