@@ -51,7 +51,7 @@ def test_npz_images(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"features": None}, "no array features or inputs or x or representation; the file holds labels"),
+        ({"features": None}, "no array features or inputs or x or representation; the file"),
         ({"labels": None, "z": LABELS}, "no array labels or targets or y; the file holds features"),
         ({"y": LABELS}, "holds both labels and y; keep one of them"),
         ({"features": FEATURES[0]}, r"inputs have shape \(2,\)"),
