@@ -55,7 +55,10 @@ def bce(name):
 study = Study(
     title="MulSupCon on photographs: VOC 2012's animals",
     text="""What does pretraining with labels add to a small network that sees 2141 photographs and
-nothing else?""",
+nothing else, in twelve epochs? Nothing: binary cross-entropy for as many epochs is ahead by .031
+mAP [.010, .056]. The schedule is short, half an hour a seed on two CPU cores, and all figures are
+low; mAP is a mean over labels of which some have one positive image. Rows that say so have fewer
+seeds than the others, and those that were not run are left empty.""",
     tables=(
         Table(
             "animals",
