@@ -12,41 +12,9 @@ Not run here, for want of data and weights. Expected: 2048 features an image; th
 prints no probe of them. Cost: a pass over the images for each epoch of the probe.
 """
 
-import dataclasses
 from pathlib import Path
 
-from jaxmlcl.config import (
-    Experiment,
-    Images,
-    Loading,
-    Optimizer,
-    Plateau,
-    ResNet,
-    Stage,
-    epochs,
-    linear_probe,
-    load,
-)
+from jaxmlcl.config import execute
 
-RECIPE = Path(__file__).parent.parent / "mulsupcon" / "coco_resnet50.py"
-
-experiment = Experiment(
-    name="imagenet-coco",
-    data=dataclasses.replace(load(RECIPE).data, images=Images(statistics="imagenet")),
-    stages={
-        "linear": Stage(
-            linear_probe(ResNet((3, 4, 6, 3), block="bottleneck")),
-            epochs(10),
-            weights="weights/resnet50.safetensors",
-            optimizer=Optimizer(
-                "adam",
-                0.01,
-                schedule=Plateau(factor=0.1, patience=2, cooldown=1, threshold=1e-3),
-            ),
-            frozen=("^encoder/",),
-            select="loss",
-        )
-    },
-    precision="bfloat16",
-    loading=Loading(workers=8),
-)
+probe = execute(Path(__file__).with_name("imagenet_voc2007.py"), "parts")["probe"]
+experiment = probe("coco")

@@ -28,25 +28,30 @@ from jaxmlcl.config import (
     load,
 )
 
-RECIPE = Path(__file__).parent.parent / "mulsupcon" / "voc2007_resnet50.py"
+CONFIGS = Path(__file__).parent.parent
 
-experiment = Experiment(
-    name="imagenet-voc2007",
-    data=dataclasses.replace(load(RECIPE).data, images=Images(statistics="imagenet")),
-    stages={
-        "linear": Stage(
-            linear_probe(ResNet((3, 4, 6, 3), block="bottleneck")),
-            epochs(10),
-            weights="weights/resnet50.safetensors",
-            optimizer=Optimizer(
-                "adam",
-                0.01,
-                schedule=Plateau(factor=0.1, patience=2, cooldown=1, threshold=1e-3),
-            ),
-            frozen=("^encoder/",),
-            select="loss",
-        )
-    },
-    precision="bfloat16",
-    loading=Loading(workers=8),
-)
+
+def probe(name):
+    """A linear probe of frozen ImageNet weights on the data of a published recipe."""
+    recipe = load(CONFIGS / "mulsupcon" / f"{name}_resnet50.py")
+    plateau = Plateau(factor=0.1, patience=2, cooldown=1, threshold=1e-3)
+    stage = Stage(
+        linear_probe(ResNet((3, 4, 6, 3), block="bottleneck")),
+        epochs(10),
+        weights="weights/resnet50.safetensors",
+        optimizer=Optimizer("adam", 0.01, schedule=plateau),
+        frozen=("^encoder/",),
+        select="loss",
+    )
+    return Experiment(
+        name=f"imagenet-{name}",
+        data=dataclasses.replace(recipe.data, images=Images(statistics="imagenet")),
+        stages={"linear": stage},
+        precision="bfloat16",
+        loading=Loading(workers=8),
+    )
+
+
+# For the other sets.
+parts = {"probe": probe}
+experiment = probe("voc2007")

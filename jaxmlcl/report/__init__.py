@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from jaxmlcl.report._critical import critical_difference_plot
 from jaxmlcl.report._curves import Panel, curves_plot
-from jaxmlcl.report._heat import heat_map
+from jaxmlcl.report._heat import heat_map, similarity_map
 from jaxmlcl.report._page import build_report, write_report
-from jaxmlcl.report._representations import class_similarity, similarity_map
+from jaxmlcl.report._representations import class_similarity
 
 __all__ = [
     "Panel",

@@ -42,12 +42,45 @@ def heat_map(values: np.ndarray, names: Sequence[str], title: str = "") -> bytes
     np.fill_diagonal(values, np.nan)
     finite = np.abs(values[np.isfinite(values)])
     limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    return _picture(values, names, "RdBu_r", (-limit, limit), title)
+
+
+def similarity_map(
+    similarity: np.ndarray, names: Sequence[str], limits: tuple[float, float] | None = None
+) -> bytes:
+    """A PNG of a matrix of class similarities on white: the darker, the more alike.
+
+    Args:
+      similarity: [K, K].
+      names: of the classes, [K]; written up to 80.
+      limits: the values that are lightest and darkest; those of the matrix by default.
+
+    Returns:
+      The picture.
+
+    Example:
+      >>> similarity_map(np.full((3, 3), 1 / 3), ["cat", "cow", "dog"])[:4]
+      b'\\x89PNG'
+    """
+    limits = limits or (float(similarity.min()), float(similarity.max()))
+    return _picture(similarity, names, "Blues", limits)
+
+
+def _picture(
+    values: np.ndarray,
+    names: Sequence[str],
+    colours: str,
+    limits: tuple[float, float],
+    title: str = "",
+) -> bytes:
     named = len(names) <= NAMED
     side = min(max(11.0 * len(names), 200.0), 620.0)
     with _style():
         figure = _figure(side + (150 if named else 80), side + (120 if named else 50))
         axes = figure.add_subplot()
-        image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        image = axes.imshow(
+            values, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest"
+        )
         axes.set_facecolor("white")
         if named:
             texts = [clean(str(name))[:24] for name in names]
@@ -56,7 +89,8 @@ def heat_map(values: np.ndarray, names: Sequence[str], title: str = "") -> bytes
         else:
             axes.set_xticks([])
             axes.set_yticks([])
-        axes.set_title(clean(title), fontsize=9, loc="left", color="#333333")
+        if title:
+            axes.set_title(clean(title), fontsize=9, loc="left", color="#333333")
         axes.tick_params(colors="#999999", labelcolor="#333333", length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -64,7 +98,7 @@ def heat_map(values: np.ndarray, names: Sequence[str], title: str = "") -> bytes
         bar.ax.tick_params(labelsize=7, colors="#999999", labelcolor="#333333")
         bar.outline.set_visible(False)
         figure.set_facecolor("white")
-        figure.tight_layout()
+        figure.tight_layout(pad=1.5)
         figure.set_dpi(2 * figure.get_dpi())
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})

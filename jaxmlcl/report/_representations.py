@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from jaxmlcl.errors import UserError
-from jaxmlcl.report._plots import SERIES, Dots, _figure, _style, scatter_chart
-from jaxmlcl.report._read import Run, _remake, clean
+from jaxmlcl.report._heat import similarity_map
+from jaxmlcl.report._plots import SERIES, Dots, scatter_chart
+from jaxmlcl.report._read import Run, _remake
 
-NAMED = 80
-"""Up to so many classes are named on a heat map."""
 FEWEST_ROWS = 20
 """A map of fewer different rows would show nothing."""
 
@@ -205,48 +202,3 @@ def read_kept(run: Run, stage: str) -> Kept | None:
         message = f"{path}: damaged representations ({error}); {_remake(Path(path))}"
         raise UserError(message) from error
     return kept
-
-
-def similarity_map(
-    similarity: np.ndarray, names: list[str], limits: tuple[float, float] | None = None
-) -> bytes:
-    """A PNG of a matrix of class similarities on white: the darker, the more alike.
-
-    Args:
-      similarity: [K, K].
-      names: of the classes, [K]; written up to 80.
-      limits: the values that are lightest and darkest; those of the matrix by default.
-
-    Returns:
-      The picture.
-
-    Example:
-      >>> similarity_map(class_similarity(np.eye(3)), ["cat", "cow", "dog"])[:4]
-      b'\\x89PNG'
-    """
-    low, high = limits or (float(similarity.min()), float(similarity.max()))
-    named = len(names) <= NAMED
-    side = min(max(13.0 * len(names), 200.0), 620.0)
-    with _style():
-        figure = _figure(side + (110 if named else 60), side + (80 if named else 30))
-        axes = figure.add_subplot()
-        image = axes.imshow(similarity, cmap="Blues", vmin=low, vmax=high, interpolation="nearest")
-        if named:
-            texts = [clean(str(name))[:24] for name in names]
-            axes.set_xticks(range(len(names)), texts, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(names)), texts, fontsize=7)
-        else:
-            axes.set_xticks([])
-            axes.set_yticks([])
-        axes.tick_params(colors="#999999", labelcolor="#333333", length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03)
-        bar.ax.tick_params(labelsize=7, colors="#999999", labelcolor="#333333")
-        bar.outline.set_visible(False)
-        figure.set_facecolor("white")
-        figure.tight_layout(pad=1.5)
-        figure.set_dpi(2 * figure.get_dpi())
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-        return buffer.getvalue()

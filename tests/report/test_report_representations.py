@@ -11,8 +11,8 @@ import pytest
 from matplotlib import image
 
 from jaxmlcl.errors import UserError
-from jaxmlcl.report import build_report, class_similarity
-from jaxmlcl.report._representations import neighbour_map, similarity_map
+from jaxmlcl.report import build_report, class_similarity, similarity_map
+from jaxmlcl.report._representations import neighbour_map
 
 
 def write(run: Path, stage: str, spread: float, seed: int = 0) -> None:
