@@ -16,6 +16,7 @@ from jaxmlcl.data.augment import augment
 from jaxmlcl.data.augment_images import normalize
 from jaxmlcl.layout import joined, micro_batches, stream_rows
 from jaxmlcl.losses.parts import unchunked
+from jaxmlcl.models.convolution import as_convolutions
 from jaxmlcl.training.objective import Batch, BatchSpec
 from jaxmlcl.training.optimizers import Plateau, matches, parameter_paths
 from jaxmlcl.training.stage import Stage
@@ -248,11 +249,11 @@ def count_flops(stage: Stage, spec: BatchSpec, params: PyTree, state: PyTree) ->
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         # JAX_PLATFORMS leaves the host out; the compiler's own count is the next best.
-        with unchunked():
+        with unchunked(), as_convolutions():
             lowered = jax.jit(work).lower(params, state, shapes, key)
         costs: Any = lowered.compile().cost_analysis()
     else:
-        with jax.default_device(host), unchunked():
+        with jax.default_device(host), unchunked(), as_convolutions():
             costs = jax.jit(work).lower(params, state, shapes, key).cost_analysis()
     return parts * float(costs["flops"])
 
