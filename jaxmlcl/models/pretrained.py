@@ -50,7 +50,7 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(
-    path: str | os.PathLike[str], arch: str | Encoder, *, image_size: int = 224
+    path: str | os.PathLike[str], arch: str | Encoder, *, image_size: int = 224, channels: int = 3
 ) -> Pretrained:
     """An encoder with the weights of a file that torchvision or timm made.
 
@@ -61,6 +61,7 @@ def load_pretrained(
       path: `.safetensors`, or a state dict as `torch.save` writes it, which is not unpickled.
       arch: a name of `ARCHITECTURES`, or an encoder.
       image_size: side of the images that a vision transformer will see, pixels.
+      channels: of the images; 3 in the files of torchvision and timm.
 
     Returns:
       The encoder, and its parameters and batch statistics as NumPy arrays, float32.
@@ -92,7 +93,7 @@ def load_pretrained(
     left = [name for name in found if not _ASIDE.search(name)]
     if left:
         raise DataError(f"{path}: a weight {left[0]}, which {_title(arch)} has not")
-    _check_shapes(variables, arch, image_size, path)
+    _check_shapes(variables, arch, (1, image_size, image_size, channels), path)
     return Pretrained(arch, variables["params"], variables["batch_stats"])
 
 
@@ -301,11 +302,13 @@ def _resized(positions: np.ndarray, side: int) -> np.ndarray:
 
 
 def _check_shapes(
-    variables: dict[str, Any], encoder: Encoder, image_size: int, path: str | os.PathLike[str]
+    variables: dict[str, Any],
+    encoder: Encoder,
+    images: tuple[int, ...],
+    path: str | os.PathLike[str],
 ) -> None:
     def init() -> Any:
-        inputs = jnp.zeros((1, image_size, image_size, 3))
-        return encoder.build(jnp.float32).init(jax.random.key(0), inputs, False)
+        return encoder.build(jnp.float32).init(jax.random.key(0), jnp.zeros(images), False)
 
     expected = jax.eval_shape(init)
     for entry in _entries(encoder):

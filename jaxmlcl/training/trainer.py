@@ -197,7 +197,8 @@ class _Run:
             program = build_stage(self.experiment, name, self.mesh, self.data[name].train, flops)
             if stage.starts_from is not None:
                 program.check_start(self.programs[stage.starts_from])
-            if stage.weights is not None:
+            # What has begun needs the file no more, which may be gone when a run is continued.
+            if stage.weights is not None and not self.stores[name].checkpoints():
                 read_start(self.experiment, program)
             flops[name] = program.flops_per_step * program.total
             self.programs[name] = program

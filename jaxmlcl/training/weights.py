@@ -35,8 +35,8 @@ def read_start(experiment: Experiment, program: StageProgram) -> tuple[PyTree, P
     assert encoder is not None
     places = search_places(experiment.data_of(name).root)
     file = find_file(stage.weights, places)
-    size = program.input_shape[0]
-    found = load_pretrained(file, encoder, image_size=size)
+    size, channels = program.input_shape[0], program.input_shape[-1]
+    found = load_pretrained(file, encoder, image_size=size, channels=channels)
     state = program.abstract
     kinds = state.params["encoder"], state.objective["batch_stats"]["encoder"]
     typed = jax.tree.map(

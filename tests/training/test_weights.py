@@ -15,7 +15,7 @@ from jaxmlcl.config import to_json
 from jaxmlcl.data.source import register_source
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.methods import Classification, JointMulSupCon, MulSupCon
-from jaxmlcl.models import MLP, Pretrained, Projection, ResNet, save_pretrained
+from jaxmlcl.models import MLP, Pretrained, Projection, ResNet, load_pretrained, save_pretrained
 from jaxmlcl.training.duration import steps
 from jaxmlcl.training.experiment import Data, Experiment
 from jaxmlcl.training.objective import Objective
@@ -133,6 +133,35 @@ def test_what_cannot_be_is_told_before_training(
     run = experiment(tmp_path, contrast(), path.name)
     with pytest.raises(DataError, match=r"own.safetensors: not safetensors"):
         train(run, to_json(run), devices=jax.devices()[:1])
+
+
+def test_a_stage_that_has_begun_needs_the_file_no_more(
+    weights: tuple[Path, Pretrained], tmp_path: Path
+) -> None:
+    path, _ = weights
+    run = experiment(tmp_path, contrast(), path.name)
+    train(run, to_json(run), devices=jax.devices()[:1])
+    path.unlink()
+    train(run, to_json(run), devices=jax.devices()[:1])
+
+
+def test_weights_of_grey_images(tmp_path: Path) -> None:
+    """What `jaxmlcl export` writes for images of one channel starts a stage on such images."""
+    module = ENCODER.build(jnp.float32)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 1)), False)
+    pretrained = Pretrained(ENCODER, variables["params"], variables["batch_stats"])
+    save_pretrained(tmp_path / "grey.safetensors", pretrained)
+    found = load_pretrained(tmp_path / "grey.safetensors", ENCODER, channels=1)
+    check_equal(found.params, pretrained.params)
+    colour = experiment(tmp_path, contrast(), "grey.safetensors")
+    with pytest.raises(DataError, match=r"conv1.weight has shape \[4, 1, 7, 7\].* wants \[4, 3,"):
+        train(colour, to_json(colour), devices=jax.devices()[:1])
+    source = pictures(32, 0).arrays()
+    np.savez(tmp_path / "images.npz", inputs=source["inputs"], labels=source["labels"])
+    grey = experiment(tmp_path, contrast(), "grey.safetensors")
+    mesh = grey.mesh.build(jax.devices()[:1])
+    program = build_stage(grey, "first", mesh, open_split(grey.data, "train"), {})
+    check_equal(program.initial(read_start(grey, program)).params["encoder"], pretrained.params)
 
 
 def test_settings_that_do_not_go_together() -> None:
