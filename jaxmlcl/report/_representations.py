@@ -25,6 +25,7 @@ class Kept(NamedTuple):
     class_means: np.ndarray  # [L, width]
     class_counts: np.ndarray  # [L]
     labels: np.ndarray  # [m, L]
+    alone: np.ndarray  # [m], of rows with exactly one label
     representation: np.ndarray  # [m, width]
     label_names: tuple[str, ...]
 
@@ -114,7 +115,7 @@ def show_maps(run: Run) -> list[dict[str, Any]]:
             places = neighbour_map(kept.representation)
             if places is None:
                 continue
-            alone = kept.labels.sum(axis=1) == 1
+            alone = kept.alone
             counts = kept.labels[alone].sum(axis=0, dtype=np.int64)
             largest = [int(i) for i in np.argsort(-counts, kind="stable")[:SERIES] if counts[i]]
             coloured = [alone & (kept.labels[:, label] > 0) for label in largest]
@@ -184,6 +185,7 @@ def read_kept(run: Run, stage: str) -> Kept | None:
                 file["class_means"],
                 file["class_counts"],
                 file["labels"],
+                file["alone"],
                 file["representation"],
                 tuple(str(name) for name in file["label_names"]),
             )
@@ -193,6 +195,8 @@ def read_kept(run: Run, stage: str) -> Kept | None:
             and kept.class_means.shape[0] == labels
             and kept.class_counts.shape == (labels,)
             and kept.labels.shape == (len(kept.representation), labels)
+            and kept.alone.shape == kept.labels.shape[:1]
+            and kept.alone.dtype == bool
             and np.isfinite(kept.class_means).all()
             and np.isfinite(kept.representation).all()
         )

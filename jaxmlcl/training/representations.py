@@ -21,6 +21,8 @@ class Representations(NamedTuple):
     """[m] int32: some rows, at most 1000."""
     labels: np.ndarray
     """[m, L] uint8: their labels."""
+    alone: np.ndarray
+    """[m] bool: which of them carry exactly one label, no label being unknown."""
     representation: np.ndarray
     """[m, width] float32."""
 
@@ -77,5 +79,6 @@ class Collected:
             counts.astype(np.int64),
             self._ids[chosen],
             self._labels[chosen],
+            self._class[chosen] >= 0,
             np.concatenate(self._rows).astype(np.float32),
         )

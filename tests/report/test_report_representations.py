@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import image
+from matplotlib import colormaps, image
+from matplotlib.axes import Axes
 
 from jaxmlcl.errors import UserError
 from jaxmlcl.report import build_report, class_similarity, similarity_map
@@ -31,6 +33,7 @@ def write(run: Path, stage: str, spread: float, seed: int = 0) -> None:
         class_counts=counts,
         ids=np.arange(120),
         labels=labels,
+        alone=labels.sum(axis=1) == 1,
         representation=representation,
         label_names=np.array([f"digit {i}" for i in range(10)]),
     )
@@ -51,10 +54,28 @@ def test_a_mean_of_zero_is_as_like_every_class() -> None:
     np.testing.assert_allclose(similarity.sum(axis=1), 1)
 
 
-def test_the_most_alike_is_darkest() -> None:
-    picture = similarity_map(np.array([[0.9, 0.1], [0.5, 0.5]]), ["a", "b"])
-    shades = image.imread(io.BytesIO(picture))[..., :3].sum(axis=-1)
-    assert shades.min() < 1.2 < 2.8 < shades.max()
+@pytest.mark.parametrize("limits", [None, (0.0, 1.0)])
+def test_the_most_alike_is_darkest(
+    limits: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    imshow = Axes.imshow
+
+    def kept(axes: Axes, *words: Any, **settings: Any) -> Any:
+        drawn.append(imshow(axes, *words, **settings))
+        return drawn[-1]
+
+    monkeypatch.setattr(Axes, "imshow", kept)
+    values = np.array([[0.9, 0.1], [0.5, 0.7]])
+    picture = similarity_map(values, ["a", "b"], limits)
+    assert image.imread(io.BytesIO(picture)).ndim == 3
+    (cells,) = drawn
+    np.testing.assert_array_equal(cells.get_array(), values)
+    light = cells.to_rgba(values)[..., :3].sum(axis=-1)
+    assert np.argsort(light, axis=None).tolist() == [0, 3, 2, 1]
+    # The ends of the scale are the ends of the colours, so that maps under one scale compare.
+    ends = cells.to_rgba(np.array(limits or (0.1, 0.9)))
+    np.testing.assert_allclose(ends, colormaps["Blues"](np.array([0.0, 1.0])))
 
 
 def test_both_stages_stand_beside_each_other(scored_run: Path) -> None:

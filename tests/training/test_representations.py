@@ -86,3 +86,4 @@ def test_a_row_with_unknown_labels_counts_for_no_class() -> None:
     collected.add(np.array([[100.0], [2.0], [3.0]]))
     assert collected.result().class_means.ravel().tolist() == [2.0, 3.0]
     assert collected.result().class_counts.tolist() == [1, 1]
+    assert collected.result().alone.tolist() == [False, True, True]
