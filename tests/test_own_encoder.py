@@ -55,6 +55,16 @@ def test_the_class_is_read_from_the_file_that_is_named(configuration: Path) -> N
     assert "broken.py, line 2: ZeroDivisionError" in broken.stderr
 
 
+def test_it_cannot_have_the_name_of_one_of_ours(configuration: Path) -> None:
+    """A saved run would find ours, and score with it."""
+    text = (configuration / "small.py").read_text().replace("Small", "ResNet")
+    (configuration / "small.py").write_text(text)
+    refused = jaxmlcl("config", "small.py", folder=configuration)
+    assert refused.returncode == 2
+    assert "the class ResNet of your own has the name of one of jaxmlcl" in refused.stderr
+    assert "stages.bce.objective.encoder" in refused.stderr
+
+
 @pytest.mark.slow
 def test_it_is_trained_evaluated_and_applied(configuration: Path) -> None:
     named = {"JAXMLCL_CODE": "small.py"}

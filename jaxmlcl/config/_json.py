@@ -66,7 +66,7 @@ def plain(value: Any, path: str) -> Any:
         return str(value)
     if is_spec(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        named = {"type": type(value).__name__} if isinstance(value, BASES) else {}
+        named = {"type": _name_of(type(value), path)} if isinstance(value, BASES) else {}
         return named | plain(fields, path)
     if isinstance(value, dict):
         return {name: plain(item, f"{path}.{name}".lstrip(".")) for name, item in value.items()}
@@ -186,6 +186,22 @@ def _class_named(name: Any, base: type) -> type:
         own = "" if base is Objective else f"; {CODE}=FILE.py names a file with classes of your own"
         raise Mistake(f"unknown {base.__name__.lower()} type {show(name)}{choice}{own}")
     return known[name]
+
+
+def _name_of(kind: type, path: str) -> str:
+    """The name by which a class is found again."""
+    for base in BASES:
+        for other in _subclasses(base):
+            if (
+                other is not kind
+                and other.__name__ == kind.__name__
+                and other.__module__.startswith("jaxmlcl.")
+            ):
+                raise Mistake(
+                    f"{path}: the class {kind.__name__} of your own has the name of one of "
+                    "jaxmlcl, which a saved run would find in its place; call it otherwise"
+                )
+    return kind.__name__
 
 
 def _known_classes(base: type) -> dict[Any, type]:
