@@ -349,7 +349,7 @@ _ENDINGS = {
 
 
 # Understood by every source in memory, whatever else its URI may carry.
-_PART_OPTIONS = ("part", "fraction", "split_seed", "share")
+_PART_OPTIONS = ("part", "fraction", "test_fraction", "split_seed", "share")
 _COMMON_OPTIONS = (*_PART_OPTIONS, "and", "targets")
 
 
@@ -399,11 +399,11 @@ def open_source(
     Of every source in memory `part=held-out` opens the share `fraction` (0.2) of the rows, taken by
     stratification with `split_seed` (0), and `part=rest` the other rows; `part=train`,
     `part=validation` and `part=test` are three such parts, the last two of the share `fraction`
-    (0.1) each; `share=0.1` takes a tenth of what there is then, in the same way. `and=FILE` appends
-    the rows of another file of that kind before anything is taken, with ids that go on where those
-    of the first end. Ids stay those of the whole. `targets=FILE` adds what is learnt in the place
-    of the labels: label distributions in a `.csv`, `.npz` or `.mat` file, as `jaxmlcl enhance`
-    writes them.
+    (0.1) each, or test of `test_fraction`; `share=0.1` takes a tenth of what there is then, in the
+    same way. `and=FILE` appends the rows of another file of that kind before anything is taken,
+    with ids that go on where those of the first end. Ids stay those of the whole. `targets=FILE`
+    adds what is learnt in the place of the labels: label distributions in a `.csv`, `.npz` or
+    `.mat` file, as `jaxmlcl enhance` writes them.
 
     Args:
       uri: what to open. Characters of an option's value may be written as `%XX`.

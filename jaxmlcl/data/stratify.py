@@ -85,8 +85,9 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> Source:
       source: the whole, in memory, or with `labels()` and `subset(rows, name)`.
       options: `part`, "rest" or "held-out", or one of three, "train", "validation" and "test";
         `fraction`, the share that is held out, 0.2 if absent, or that of validation and of test
-        each, 0.1 if absent; `split_seed`, 0 if absent; `share`, the share of those rows to take,
-        again by stratification; all if absent. With `share` there need be no `part`.
+        each, 0.1 if absent; `test_fraction`, that of test if it is another; `split_seed`, 0 if
+        absent; `share`, the share of those rows to take, again by stratification; all if absent.
+        With `share` there need be no `part`.
       where: the URI, for messages.
 
     Returns:
@@ -115,10 +116,17 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> Source:
         )
     default = "0.1" if part in _THREE else "0.2"
     fraction = fraction_option(options, "fraction", default=default, where=where)
-    if part in _THREE and fraction >= 0.5:
+    default = options.get("fraction", default)
+    of_test = fraction_option(options, "test_fraction", default=default, where=where)
+    if part not in _THREE and "test_fraction" in options:
         raise DataError(
-            f"{where}: option fraction={shorten(options['fraction'])} leaves nothing to train on; "
-            "write less than 0.5"
+            f"{where}: option 'test_fraction' belongs to three parts; write part=train, "
+            "part=validation or part=test"
+        )
+    if part in _THREE and fraction + of_test >= 1:
+        raise DataError(
+            f"{where}: validation ({fraction:g}) and test ({of_test:g}) leave nothing to train on; "
+            "write less for fraction or test_fraction"
         )
     seed = integer_option(options, "split_seed", default=0, low=0, high=2**63 - 1, where=where)
     subset: Any = getattr(source, "subset", None)
@@ -129,7 +137,7 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> Source:
     labels = source.labels() if arrays is None else whole["labels"]  # type: ignore[attr-defined]
     rows, name = np.arange(len(source)), source.metadata.name
     if part is not None:
-        rows = _rows(labels, part, fraction, seed)
+        rows = _rows(labels, part, fraction, of_test, seed)
         name = f"{name}-{part}"
     if "share" in options:
         share = fraction_option(options, "share", default="1", where=where)
@@ -154,12 +162,13 @@ def take_part(source: Source, options: Mapping[str, str], where: str) -> Source:
     )
 
 
-def _rows(labels: np.ndarray, part: str, fraction: float, seed: int) -> np.ndarray:
+def _rows(labels: np.ndarray, part: str, fraction: float, of_test: float, seed: int) -> np.ndarray:
     """Row numbers of a part; of three, test is held out first, then validation of the rest."""
-    rest, held_out = stratified_split(labels, fraction, seed)
     if part in _TWO:
+        rest, held_out = stratified_split(labels, fraction, seed)
         return held_out if part == "held-out" else rest
+    rest, test = stratified_split(labels, of_test, seed)
     if part == "test":
-        return held_out
-    train, validation = stratified_split(labels[rest], fraction / (1 - fraction), seed)
+        return test
+    train, validation = stratified_split(labels[rest], fraction / (1 - of_test), seed)
     return rest[validation if part == "validation" else train]

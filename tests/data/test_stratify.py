@@ -231,6 +231,28 @@ def test_three_parts_are_disjoint_and_whole() -> None:
     np.testing.assert_array_equal(held_out.arrays()["ids"], parts[2]["ids"])
 
 
-def test_three_parts_leave_rows_to_train_on() -> None:
-    with pytest.raises(DataError, match=r"fraction='0.5' leaves nothing to train on"):
-        open_source("digits:train?size=40&part=test&fraction=0.5")
+def test_three_parts_of_different_sizes() -> None:
+    uri = "digits:train?size=400&part={}&fraction=0.1&test_fraction=0.25"
+    parts = [open_source(uri.format(part)).arrays() for part in ("train", "validation", "test")]
+    ids = np.concatenate([part["ids"] for part in parts])
+    assert sorted(ids.tolist()) == list(range(400))
+    np.testing.assert_allclose([len(part["ids"]) for part in parts], [260, 40, 100], atol=6)
+    # A smaller validation leaves test as it is.
+    other = open_source("digits:train?size=400&part=test&fraction=0.05&test_fraction=0.25")
+    np.testing.assert_array_equal(other.arrays()["ids"], parts[2]["ids"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("part=test&fraction=0.5", r"\(0.5\) and test \(0.5\) leave nothing to train on"),
+        ("part=test&fraction=0.4&test_fraction=0.6", r"\(0.4\) and test \(0.6\) leave nothing"),
+        ("part=train&test_fraction=0.95", r"\(0.1\) and test \(0.95\) leave nothing"),
+        ("part=rest&test_fraction=0.2", "'test_fraction' belongs to three parts"),
+        ("test_fraction=0.2", "option 'test_fraction' without a part"),
+        ("part=test&test_fraction=2", "test_fraction='2' must be a number between 0 and 1"),
+    ],
+)
+def test_three_parts_leave_rows_to_train_on(options: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(f"digits:train?size=40&{options}")
