@@ -17,8 +17,7 @@ it:
     bce       .694  .981  .724   .706   .654   .921
 
 Cost of pretraining: 74 000 images, 400 epochs: 30 million, 1.9 hours of an H200
-(4361 images a second in bfloat16, batch 128, measured); BCE as long again at three quarters of the
-work.
+at the 4361 images a second of docs/performance.md; BCE as long again at three quarters of the work.
 """
 
 from jaxmlcl.config import Data, Experiment, Loading, photograph_stages

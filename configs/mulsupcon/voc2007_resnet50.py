@@ -17,8 +17,7 @@ it:
     bce       .673  .962  .684   .692   .628   .769
 
 Cost of pretraining: 4500 images, 400 epochs: 1.8 million, 7 minutes of an H200
-(4361 images a second in bfloat16, batch 128, measured); BCE as long again at three quarters of the
-work.
+at the 4361 images a second of docs/performance.md; BCE as long again at three quarters of the work.
 """
 
 from jaxmlcl.config import Data, Experiment, Loading, photograph_stages

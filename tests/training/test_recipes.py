@@ -13,105 +13,55 @@ import numpy as np
 import pytest
 
 from jaxmlcl.cli import main
-from jaxmlcl.config import Data, Experiment, Images, Loading, ResNet, load, steps, to_json
+from jaxmlcl.config import (
+    Cosine,
+    Data,
+    Experiment,
+    Images,
+    Loading,
+    Optimizer,
+    Plateau,
+    ResNet,
+    load,
+    steps,
+    strategy,
+    to_json,
+)
 from jaxmlcl.models import Pretrained, save_pretrained
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.splits import open_split
 from jaxmlcl.training.trainer import train
 from tests.conftest import ROOT
+from tests.training.published import write_published
 
 pytest.importorskip("cv2", reason="OpenCV (extra images) is not installed")
 
 CONFIGS = ROOT / "configs"
+MULSUPCON, FEATURES = CONFIGS / "mulsupcon", CONFIGS / "features"
 PUBLISHED = ("coco", "mirflickr", "nuswide", "objects365", "voc2007")
-RECIPES = [CONFIGS / "mulsupcon" / f"{name}_resnet50.py" for name in PUBLISHED]
+RECIPES = {name: MULSUPCON / f"{name}_resnet50.py" for name in PUBLISHED}
 ENCODER = ResNet((1,), channels=8, block="bottleneck")
-COCO = "coco:images/coco_256/annotations/instances_{}2017.json?empty=drop"
-VOC = "voc:images/voc2012_animals/VOC2012?set="
+PIXELS = 24
 
 
-def test_recipes_are_those_of_the_paper() -> None:
-    for path in RECIPES:
-        experiment = load(path)
-        pretrain, linear, finetune, bce = experiment.stages.values()
-        assert str(pretrain.duration) == str(bce.duration) == "400 epochs"
-        assert pretrain.batch_size == (128 if path.stem.startswith("objects365") else 64)
-        assert pretrain.optimizer == bce.optimizer
-        assert pretrain.optimizer.learning_rate == 0.1
-        assert (linear.optimizer.learning_rate, finetune.optimizer.learning_rate) == (0.01, 1e-4)
-        assert linear.frozen == ("^encoder/",)
-        assert pretrain.objective.encoder == ResNet((3, 4, 6, 3), block="bottleneck")
-        assert pretrain.objective.queue_capacity % pretrain.batch_size == 0
+@pytest.fixture(scope="module")
+def published(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root in which every recipe finds what it names."""
+    pytest.importorskip("msgspec", reason="msgspec (extra images) is not installed")
+    pytest.importorskip("array_record", reason="array-record (extra images) is not installed")
+    if not (shared_data / "images").is_dir():
+        pytest.skip("JAXMLCL_DATA names no folder with images/")
+    root = tmp_path_factory.mktemp("published")
+    write_published(shared_data, root)
+    return root
 
 
-def reduced(path: Path, root: Path, workdir: Path) -> Experiment:
-    """A recipe with its data, sizes and lengths cut, and nothing else changed.
-
-    The stages are the same in all, so all four of them are tried for COCO and VOC only.
-    """
+def shortened(path: Path, root: Path, workdir: Path) -> Experiment:
+    """A recipe with its sizes and lengths cut, and nothing else changed."""
     experiment = load(path)
-    whole = path.stem in ("coco_resnet50", "voc2007_resnet50")
-    names = list(experiment.stages)[: 4 if whole else 2]
-    data = Data(
-        f"{COCO.format('train')}&part=rest",
-        f"{COCO.format('train')}&part=held-out",
-        COCO.format("val"),
-    )
-    if path.stem.startswith("voc2007"):
-        data = Data(f"{VOC}train&part=rest", f"{VOC}train&part=held-out", f"{VOC}val")
 
-    def cut(stage: Any) -> Any:
-        changes = {"encoder": ENCODER}
-        if hasattr(stage.objective, "queue_capacity"):
-            changes["queue_capacity"] = 32
-        objective = dataclasses.replace(stage.objective, **changes)
-        return dataclasses.replace(
-            stage, objective=objective, duration=steps(20), batch_size=8, validate_every=steps(10)
-        )
-
-    return dataclasses.replace(
-        experiment,
-        data=dataclasses.replace(data, root=str(root), images=Images(size=24)),
-        stages={name: cut(experiment.stages[name]) for name in names},
-        main=names[-1],
-        loading=Loading(workers=1),
-        workdir=str(workdir),
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_twenty_real_steps(path: Path, shared_data: Path, tmp_path: Path) -> None:
-    if not (shared_data / "images").is_dir():
-        pytest.skip("JAXMLCL_DATA names no folder with images/")
-    experiment = reduced(path, shared_data, tmp_path / "run")
-    workdir = train(experiment, to_json(experiment))
-    stages = json.loads((workdir / "stages.json").read_text())
-    assert [stage["steps"] for stage in stages.values()] == [20] * len(experiment.stages)
-    found = evaluate_run(experiment, workdir, "test")
-    assert set(found["stages"]) == set(experiment.stages) - {"pretrain"}
-    assert all(np.isfinite(one["threshold_free"]["map"]) for one in found["stages"].values())
-
-
-COCO_DATA = Data(
-    f"{COCO.format('train')}&part=rest",
-    f"{COCO.format('train')}&part=held-out",
-    COCO.format("val"),
-)
-VOC_DATA = Data(f"{VOC}train&part=rest", f"{VOC}train&part=held-out", f"{VOC}val")
-
-
-def images(shared_data: Path) -> Path:
-    if not (shared_data / "images").is_dir():
-        pytest.skip("JAXMLCL_DATA names no folder with images/")
-    return shared_data
-
-
-def shortened(experiment: Experiment, root: Path, workdir: Path, steps_of: int) -> Experiment:
-    """A recipe with its sizes and lengths cut: COCO's subset first, VOC's where it transfers."""
-
-    def small(data: Data) -> Data:
-        return dataclasses.replace(data, root=str(root), images=Images(size=24))
+    def placed(data: Data) -> Data:
+        return dataclasses.replace(data, root=str(root), images=Images(size=PIXELS))
 
     def cut(stage: Any) -> Any:
         changes: dict[str, Any] = {"encoder": ENCODER}
@@ -120,25 +70,98 @@ def shortened(experiment: Experiment, root: Path, workdir: Path, steps_of: int) 
         return dataclasses.replace(
             stage,
             objective=dataclasses.replace(stage.objective, **changes),
-            duration=steps(steps_of),
+            duration=steps(20),
             batch_size=8,
             validate_every=steps(10),
-            data=None if stage.data is None else small(VOC_DATA),
+            data=None if stage.data is None else placed(stage.data),
         )
 
     return dataclasses.replace(
         experiment,
-        data=small(COCO_DATA),
+        data=placed(experiment.data),
         stages={name: cut(stage) for name, stage in experiment.stages.items()},
         loading=Loading(),
         workdir=str(workdir),
     )
 
 
+def check_twenty_steps(experiment: Experiment, labels: dict[str, int]) -> Path:
+    """Every stage takes its steps, and all that give scores give them for so many labels."""
+    workdir = train(experiment, to_json(experiment))
+    stages = json.loads((workdir / "stages.json").read_text())
+    assert {name: stage["steps"] for name, stage in stages.items()} == dict.fromkeys(
+        experiment.stages, 20
+    )
+    results = evaluate_run(experiment, workdir, "test")["stages"]
+    assert {name: len(one["per_label"]) for name, one in results.items()} == labels
+    assert all(np.isfinite(one["threshold_free"]["map"]) for one in results.values())
+    return workdir
+
+
+def test_recipes_are_those_of_the_paper() -> None:
+    for name, path in RECIPES.items():
+        experiment = load(path)
+        assert list(experiment.stages) == ["pretrain", "linear", "finetune", "bce"]
+        pretrain, linear, finetune, bce = experiment.stages.values()
+        encoder = ResNet((3, 4, 6, 3), block="bottleneck")
+        assert {stage.objective.encoder for stage in experiment.stages.values()} == {encoder}
+        # Images of 224 pixels, with the statistics of CIFAR-10.
+        assert experiment.data.images == Images(size=224, statistics="cifar10")
+        batch_size = 128 if name == "objects365" else 64
+        for stage in (pretrain, bce):
+            assert str(stage.duration) == "400 epochs"
+            assert stage.batch_size == batch_size
+            assert stage.augmentation == strategy("simclr")
+            assert stage.optimizer == Optimizer(
+                "sgd", 0.1, schedule=Cosine(), momentum=0.9, weight_decay=1e-4
+            )
+        assert pretrain.objective.queue_capacity % batch_size == 0
+        plateau = Plateau(factor=0.1, patience=2, cooldown=1, threshold=1e-3)
+        for stage, rate in ((linear, 0.01), (finetune, 1e-4)):
+            assert stage.optimizer == Optimizer("adam", rate, schedule=plateau)
+            assert stage.augmentation == strategy("simple")
+            assert (stage.starts_from, stage.select) == ("pretrain", "loss")
+        assert (linear.frozen, finetune.frozen) == (("^encoder/",), ())
+        modes = [stage.objective.encoder_mode for stage in (linear, finetune, bce)]
+        assert modes == ["eval", "train", "train"]
+        # Images without labels are dropped; every image of PASCAL has some.
+        for uri in (experiment.data.train, experiment.data.validation, experiment.data.test):
+            assert ("empty=drop" in str(uri)) is (name != "voc2007")
+
+
+def test_recipes_split_as_the_paper_does(published: Path) -> None:
+    """Shares of test and validation; the fixture has 256 images where the sets are split here."""
+
+    def sizes(name: str) -> list[int]:
+        data = dataclasses.replace(load(RECIPES[name]).data, root=str(published))
+        return [len(open_split(data, split)) for split in ("train", "validation", "test")]
+
+    labelled = 253  # of COCO's subset
+    for name, test, validation in (
+        ("mirflickr", 4917 / (19664 + 4917), 0.1),
+        ("nuswide", 59347 / 209347, 15000 / 209347),
+    ):
+        train_rows, validation_rows, test_rows = sizes(name)
+        assert train_rows + validation_rows + test_rows == labelled
+        assert test_rows == pytest.approx(test * labelled, abs=3)
+        assert validation_rows == pytest.approx(validation * labelled, abs=3)
+    whole = len(open_split(Data(f"shards:{published}/packed/objects365-train?empty=drop"), "train"))
+    train_rows, validation_rows, _ = sizes("objects365")
+    assert train_rows + validation_rows == pytest.approx(515233 / 1742289 * whole, abs=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_twenty_real_steps(name: str, published: Path, tmp_path: Path) -> None:
+    labels = 20 if name == "voc2007" else 80
+    experiment = shortened(RECIPES[name], published, tmp_path / "run")
+    check_twenty_steps(experiment, dict.fromkeys(("linear", "finetune", "bce"), labels))
+
+
 def test_transfers_are_those_of_the_paper() -> None:
-    coco = load(CONFIGS / "mulsupcon" / "coco_transfer.py")
-    nuswide = load(CONFIGS / "mulsupcon" / "nuswide_transfer.py")
-    pascal, mirflickr = (load(RECIPES[index]).data for index in (4, 1))
+    coco = load(MULSUPCON / "coco_transfer.py")
+    nuswide = load(MULSUPCON / "nuswide_transfer.py")
+    pascal, mirflickr = (load(RECIPES[name]).data for name in ("voc2007", "mirflickr"))
     for experiment in (coco, nuswide):
         for name, stage in experiment.stages.items():
             if stage.data is None:
@@ -162,66 +185,70 @@ def test_transfers_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.slow
-def test_twenty_real_steps_of_the_transfer(shared_data: Path, tmp_path: Path) -> None:
-    recipe = load(CONFIGS / "mulsupcon" / "coco_transfer.py")
-    names = ("pretrain", "finetune", "pascal", "pascal_finetuned")
-    recipe = dataclasses.replace(recipe, stages={name: recipe.stages[name] for name in names})
-    experiment = shortened(recipe, images(shared_data), tmp_path / "run", 20)
-    workdir = train(experiment, to_json(experiment))
-    found = evaluate_run(experiment, workdir, "test")
-    results = found["stages"]
-    assert set(results) == {"finetune", "pascal", "pascal_finetuned"}
-    assert all(np.isfinite(one["threshold_free"]["map"]) for one in results.values())
-    rows = {name: len(one["per_label"]) for name, one in results.items()}
-    assert rows == {"finetune": 80, "pascal": 20, "pascal_finetuned": 20}
+@pytest.mark.parametrize("name", ["coco", "nuswide"])
+def test_twenty_real_steps_of_the_transfers(name: str, published: Path, tmp_path: Path) -> None:
+    experiment = shortened(MULSUPCON / f"{name}_transfer.py", published, tmp_path / "run")
+    labels = {
+        stage: 20 if stage.startswith("pascal") else 80
+        for stage in experiment.stages
+        if stage != "pretrain"
+    }
+    check_twenty_steps(experiment, labels)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["coco", "mirflickr", "voc2007"])
 def test_features_of_imagenet_and_twenty_real_steps_on_them(
-    shared_data: Path, tmp_path: Path
+    name: str, published: Path, tmp_path: Path
 ) -> None:
     """Table 4 from a file of weights to scores of both methods, with weights that are random."""
     pytest.importorskip("safetensors", reason="safetensors (extra weights) is not installed")
     module = ENCODER.build(jnp.float32)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)), False)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, PIXELS, PIXELS, 3)), False)
     save_pretrained(
         tmp_path / "own.safetensors",
         Pretrained(ENCODER, variables["params"], variables["batch_stats"]),
     )
-    recipe = load(CONFIGS / "features" / "imagenet_coco.py")
-    experiment = shortened(recipe, images(shared_data), tmp_path / "imagenet", 20)
-    stage = dataclasses.replace(
-        experiment.stages["linear"], weights=str(tmp_path / "own.safetensors")
+    experiment = shortened(FEATURES / f"imagenet_{name}.py", published, tmp_path / "imagenet")
+    stage = experiment.stages["linear"]
+    assert stage.frozen == ("^encoder/",)
+    weights = str(tmp_path / "own.safetensors")
+    experiment = dataclasses.replace(
+        experiment, stages={"linear": dataclasses.replace(stage, weights=weights)}
     )
-    experiment = dataclasses.replace(experiment, stages={"linear": stage})
-    workdir = train(experiment, to_json(experiment))
+    labels = 20 if name == "voc2007" else 80
+    workdir = check_twenty_steps(experiment, {"linear": labels})
     (tmp_path / "features").mkdir()
     for split in ("train", "validation", "test"):
         words = ["embed", str(workdir), "--split", split]
-        assert main([*words, "-o", str(tmp_path / "features" / f"coco-{split}.npz")]) == 0
-    vectors = load(CONFIGS / "features" / "coco.py")
-    assert open_split(dataclasses.replace(vectors.data, root=str(tmp_path)), "train")[0][
-        "inputs"
-    ].shape == (ENCODER.width,)
+        assert main([*words, "-o", str(tmp_path / "features" / f"{name}-{split}.npz")]) == 0
+
+    def placed(data: Data | None) -> Data | None:
+        return data and dataclasses.replace(data, root=str(tmp_path))
+
+    vectors = load(FEATURES / f"{name}.py")
     stages = {
-        name: dataclasses.replace(one, duration=steps(20), batch_size=8, validate_every=steps(10))
-        for name, one in vectors.stages.items()
+        stage: dataclasses.replace(
+            one,
+            duration=steps(20),
+            batch_size=8,
+            validate_every=steps(10),
+            data=placed(one.data),
+        )
+        for stage, one in vectors.stages.items()
     }
+    # The paper's C-GMVAE takes features as they are.
+    assert (vectors.data.inputs, stages["cgmvae"].data.inputs) == ("standardize", "raw")
     vectors = dataclasses.replace(
-        vectors,
-        data=dataclasses.replace(vectors.data, root=str(tmp_path)),
-        stages=stages,
-        workdir=str(tmp_path / "vectors"),
+        vectors, data=placed(vectors.data), stages=stages, workdir=str(tmp_path / "vectors")
     )
-    workdir = train(vectors, to_json(vectors))
-    results = evaluate_run(vectors, workdir, "test")["stages"]
-    assert set(results) == {"finetune", "cgmvae"}
-    assert all(np.isfinite(one["threshold_free"]["map"]) for one in results.values())
+    assert open_split(vectors.data, "train")[0]["inputs"].shape == (ENCODER.width,)
+    check_twenty_steps(vectors, {"finetune": labels, "cgmvae": labels})
 
 
 def test_bce_gets_as_many_epochs_or_as_many_forward_passes() -> None:
     for name in ("voc2012_animals", "voc2012_animals_resnet50"):
-        stages = load(CONFIGS / "mulsupcon" / f"{name}.py").stages
+        stages = load(MULSUPCON / f"{name}.py").stages
         epochs_of = {stage: int(str(one.duration).split()[0]) for stage, one in stages.items()}
         pretraining, after = epochs_of["pretrain"], epochs_of["finetune"]
         assert epochs_of["linear"] == after
@@ -234,13 +261,13 @@ def test_bce_gets_as_many_epochs_or_as_many_forward_passes() -> None:
 
 
 @pytest.mark.slow
-def test_twenty_real_steps_of_the_animals(shared_data: Path, tmp_path: Path) -> None:
-    root, recipe = images(shared_data), load(CONFIGS / "mulsupcon" / "voc2012_animals.py")
-    experiment = shortened(recipe, root, tmp_path / "run", 20)
-    # Its own data, which are those of VOC's subset.
-    own = dataclasses.replace(recipe.data, root=str(root), images=Images(size=24))
-    experiment = dataclasses.replace(experiment, data=own)
-    workdir = train(experiment, to_json(experiment))
+@pytest.mark.parametrize("name", ["voc2012_animals", "voc2012_animals_resnet50"])
+def test_twenty_real_steps_of_the_animals(name: str, shared_data: Path, tmp_path: Path) -> None:
+    if not (shared_data / "images").is_dir():
+        pytest.skip("JAXMLCL_DATA names no folder with images/")
+    experiment = shortened(MULSUPCON / f"{name}.py", shared_data, tmp_path / "run")
+    scored = ("linear", "finetune", "bce", "bce_same_passes")
+    workdir = check_twenty_steps(experiment, dict.fromkeys(scored, 20))
     words = ["evaluate", str(workdir)], ["report", str(workdir)]
     assert [main(list(one)) for one in words] == [0, 0]
     page = (workdir / "report.html").read_text()
