@@ -8,8 +8,9 @@ where it was stopped. Expected: docs/results.md.
 
 from pathlib import Path
 
+from jaxmlcl.baselines import LabelFrequencies
 from jaxmlcl.config import Experiment, execute
-from jaxmlcl.studies import DataSet, Method, Networks, Study, Table
+from jaxmlcl.studies import DataSet, Fitted, Method, Networks, Study, Table
 
 OTHER = Path(__file__).parent.parent / "mulsupcon" / "voc2012_animals.py"
 OPTIMIZERS = execute(OTHER, "OPTIMIZERS")
@@ -73,6 +74,11 @@ seeds than the others, and those that were not run are left empty.""",
                 ),
                 Method("BCE", bce("SAME_EPOCHS"), TRIALS, baseline=True),
                 Method("BCE, equal forward passes", bce("SAME_PASSES"), TRIALS),
+                Method(
+                    "label frequencies",
+                    lambda data, _choice, _seed: Fitted(LabelFrequencies(), data.data),
+                    seeded=False,
+                ),
             ),
             (0, 1, 2),
         ),

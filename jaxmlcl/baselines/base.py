@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -54,6 +54,9 @@ class Baseline(abc.ABC):
 
     Inputs are taken as they are: standardise them first, with the training rows' statistics.
     """
+
+    looks_at_inputs: ClassVar[bool] = True
+    """Whether scores depend on inputs; what does not look at them needs none."""
 
     def fit(
         self, inputs: ArrayLike, labels: ArrayLike, label_mask: ArrayLike | None = None

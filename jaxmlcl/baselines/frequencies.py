@@ -20,6 +20,8 @@ class LabelFrequencies(Baseline):
       array([[0.75]], dtype=float32)
     """
 
+    looks_at_inputs = False
+
     def describe(self) -> str:
         """label frequencies."""
         return "label frequencies"

@@ -39,6 +39,7 @@ from jaxmlcl.studies._study import (
 from jaxmlcl.training import trainer
 from jaxmlcl.training.evaluate import evaluate_run
 from jaxmlcl.training.experiment import Data
+from jaxmlcl.training.program import source_labels, source_mask
 from jaxmlcl.training.splits import (
     check_apart,
     check_same_labels,
@@ -499,10 +500,15 @@ class _Fitted(NamedTuple):
 def _fit(made: Fitted, splits: Sequence[str]) -> tuple[list[_Fitted], tuple[str, ...]]:
     """Scores and arrays of splits, from a baseline fitted on the prepared training rows."""
     train = open_split(made.data, "train")
-    preparation = fit_preparation(made.data, train)
+    blind = not getattr(made.baseline, "looks_at_inputs", True)
+    preparation = None if blind else fit_preparation(made.data, train)
 
     def arrays(source: Any) -> _Fitted:
         # With the prepared inputs in the place of the scores.
+        if preparation is None:
+            labels, ids = source_labels(source)
+            mask = source_mask(source, source.metadata.name)
+            return _Fitted(np.zeros((len(labels), 1), np.float32), labels, ids, mask)
         stored = source_arrays(source)
         if stored is None:
             raise DataError(f"{source.metadata.name}: a baseline needs data that fit in memory")

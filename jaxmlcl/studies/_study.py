@@ -40,7 +40,10 @@ class Networks:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A baseline of one choice, with `fit(inputs, labels)` that returns what has `scores`."""
+    """A baseline of one choice, with `fit(inputs, labels)` that returns what has `scores`.
+
+    One whose `looks_at_inputs` is False gets zeros; data whose inputs are not in memory will do.
+    """
 
     baseline: Any
     data: Data

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxmlcl.baselines import LabelFrequencies
 from jaxmlcl.cli import main
 from jaxmlcl.config import MLP, Classification, Data, Experiment, Optimizer, Stage, steps
 from jaxmlcl.errors import ConfigError, NonFiniteError, UserError
@@ -196,6 +197,33 @@ def test_changed_data_are_run_again(data, tmp_path):
     after = stored(folder, "noisy")
     assert after["trial-1"]["map"] != before["trial-1"]["map"]
     assert after["seed-3"]["data"]["validation"]["rows"] == 39
+
+
+def test_what_does_not_look_at_inputs_needs_none_in_memory(tmp_path):
+    """Photographs are read one by one; the frequencies of their labels are known all the same."""
+    generator = np.random.default_rng(0)
+    labels = {"train": 12, "validation": 6, "test": 6}
+    lines = ["file,split,cat,dog"]
+    for split, n in labels.items():
+        for i in range(n):
+            cat, dog = generator.integers(0, 2, 2) if i > 1 else (i, 1 - i)
+            lines.append(f"{split}-{i}.jpg,{split},{cat},{dog}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    uris = {split: f"folder:{tmp_path}?split={split}" for split in labels}
+    methods = (
+        Method(
+            "frequencies",
+            lambda data, *_: Fitted(LabelFrequencies(), data.data),
+            seeded=False,
+        ),
+    )
+    study = study_of(None, methods=methods, sets=(DataSet("tiny", Data(**uris)),))
+    run_study(study, tmp_path / "study")
+    found = stored(tmp_path / "study", "frequencies")
+    scores = np.load(tmp_path / "study" / "one" / "tiny" / "frequencies" / "seed-3.npz")["scores"]
+    rows = np.array([line.split(",")[2:] for line in lines[1:13]], float)
+    np.testing.assert_allclose(scores, np.tile(rows.mean(axis=0), (6, 1)), rtol=1e-6)
+    assert found["seed-3"]["threshold_free"]["map"] is not None
 
 
 def test_a_baseline_tells_its_settings(data, tmp_path):
