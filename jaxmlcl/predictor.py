@@ -278,6 +278,8 @@ def load_predictor(path: str | os.PathLike[str]) -> Predictor:
         description = Description.from_json(text)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except (*_UNREADABLE, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: damaged, or not written by jaxmlcl export ({error}); export it again"
