@@ -510,6 +510,8 @@ def workplace(data, tmp_path, monkeypatch):
     (folder / "my_tiny.py").write_text(textwrap.dedent(_FILE))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    # `--data.root` sets it, for the processes of `--jobs`.
+    monkeypatch.setenv("JAXMLCL_DATA", str(tmp_path))
     return tmp_path
 
 
