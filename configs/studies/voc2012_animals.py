@@ -58,8 +58,10 @@ nothing else, in twelve epochs? Nothing: binary cross-entropy for as many epochs
 four weightings of pairs, by .026 to .031 mAP, and further ahead with as many forward passes. The
 weightings do not differ from each other by more than their seeds; the held-out images choose ANY
 (validation mAP .154; ALL .151, the mean .150, MulSupCon .145). The schedule is short, an hour of a
-core a seed for everything, and all figures are low: the frequencies of the labels alone reach
-.079. mAP is a mean over labels of which some have one positive image.""",
+core a seed for everything, and the contrastive losses have hardly moved when it ends: they are at
+6.27 to 6.30, where a network that cannot tell its 544 keys apart has ln 544 = 6.30. All figures are
+low: the frequencies of the labels alone reach .079. mAP is a mean over 18 labels of which four have
+one positive image, and jumps by .05 where that is ranked first.""",
     tables=(
         Table(
             "animals",

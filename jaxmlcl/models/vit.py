@@ -124,8 +124,10 @@ class _Block(nn.Module):
         batch, tokens, _ = x.shape
         y = _linear(3 * self.units, self.dtype, "qkv")(_norm(self.dtype, "norm_1")(x))
         y = y.reshape(batch, tokens, 3, self.heads, -1)
-        # Softmax is computed in float32, whatever the type.
-        y = jax.nn.dot_product_attention(y[:, :, 0], y[:, :, 1], y[:, :, 2])
+        # JAX's attention computes the softmax in float32 whatever the type, Flax's in the type.
+        double = y.dtype == jnp.float64
+        attention = nn.dot_product_attention if double else jax.nn.dot_product_attention
+        y = attention(y[:, :, 0], y[:, :, 1], y[:, :, 2])
         y = _linear(self.units, self.dtype, "out")(y.reshape(batch, tokens, self.units))
         x = x + Dropout(self.dropout, name="dropout_1")(y, train)
         y = _linear(4 * self.units, self.dtype, "up")(_norm(self.dtype, "norm_2")(x))

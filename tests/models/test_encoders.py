@@ -13,9 +13,23 @@ import pytest
 
 from jaxmlcl.errors import ConfigError
 from jaxmlcl.methods.networks import init_module, run_module
-from jaxmlcl.models import MLP, Classifier, Dropout, Projection, ResNet, ViT, dense, vit
+from jaxmlcl.models import (
+    ARCHITECTURES,
+    MLP,
+    Classifier,
+    Dropout,
+    Projection,
+    ResNet,
+    ViT,
+    dense,
+    vit,
+)
+from jaxmlcl.models.encoders import GroupNorm
+from jaxmlcl.models.layers import batch_norm
+from jaxmlcl.sharding import MeshSpec
 
 SMALL = ResNet(depths=(1, 1), channels=4, stem="small")
+SMALL_VIT = ViT(patch=4, units=8, depth=2, heads=2)
 SIGMAS = 5.0
 
 
@@ -79,6 +93,19 @@ def test_widths_and_parameter_counts(
     assert size(params) == count
     # A mean and a variance for every scale and bias of a normalisation.
     assert size(stats) == 2 * size(named(params, "scale"))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # torchvision's 21 797 672, 44 549 160 and 60 192 808 without the last layer.
+    [("resnet34", 21_284_672), ("resnet101", 42_500_160), ("resnet152", 58_143_808)],
+)
+def test_parameter_counts_of_deep_networks(name: str, count: int) -> None:
+    module = ARCHITECTURES[name].build(jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+    assert size(variables["params"]) == count
+    assert size(variables["batch_stats"]) == 2 * size(named(variables["params"], "scale"))
 
 
 def test_resnet50_is_torchvisions_layout() -> None:
@@ -216,19 +243,70 @@ def projection(params: Any, norm: Norm, x: np.ndarray) -> np.ndarray:
     return linear(params["Dense_1"], relu(x))
 
 
-def small_resnet(params: Any, stats: Any, train: bool, x: np.ndarray) -> tuple[np.ndarray, Any]:
+def small_resnet(
+    params: Any, stats: Any, train: bool, x: np.ndarray, layers: int
+) -> tuple[np.ndarray, Any]:
+    """Two blocks of two (basic) or three (bottleneck) convolutions, the second of stride 2."""
     top = Norm(stats, train)
     x = relu(top("BatchNorm_0", params["BatchNorm_0"], convolution(params["Conv_0"], x, 1)))
     new = {}
     for block, stride in (("_Block_0", 1), ("_Block_1", 2)):
         p, norm = params[block], Norm(stats[block], train)
-        y = relu(norm("BatchNorm_0", p["BatchNorm_0"], convolution(p["Conv_0"], x, stride)))
-        y = norm("BatchNorm_1", p["BatchNorm_1"], convolution(p["Conv_1"], y, 1))
-        if "Conv_2" in p:
-            x = norm("BatchNorm_2", p["BatchNorm_2"], convolution(p["Conv_2"], x, stride))
+        y = x
+        for index in range(layers):
+            # The first 3x3 convolution takes the stride: of two the first, of three the second.
+            step = stride if index == layers - 2 else 1
+            y = convolution(p[f"Conv_{index}"], y, step)
+            y = norm(f"BatchNorm_{index}", p[f"BatchNorm_{index}"], y)
+            y = relu(y) if index < layers - 1 else y
+        if f"Conv_{layers}" in p:
+            x = convolution(p[f"Conv_{layers}"], x, stride)
+            x = norm(f"BatchNorm_{layers}", p[f"BatchNorm_{layers}"], x)
         x = relu(x + y)
         new[block] = norm.new
     return x.mean((1, 2)), {**top.new, **new}
+
+
+def layer_norm(layer: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    mean = x.mean(-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + 1e-6) * layer["scale"] + layer["bias"]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def attention(layer: dict[str, np.ndarray], x: np.ndarray, heads: int) -> np.ndarray:
+    """Of each head in turn, from queries, keys and values that lie beside each other."""
+    queries, keys, values = np.split(linear(layer, x), 3, axis=-1)
+    found = []
+    for q, k, v in zip(
+        *(np.split(part, heads, axis=-1) for part in (queries, keys, values)), strict=True
+    ):
+        weights = np.exp(q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]))
+        found.append(weights / weights.sum(-1, keepdims=True) @ v)
+    return np.concatenate(found, axis=-1)
+
+
+def small_vit(params: Any, spec: ViT, x: np.ndarray) -> np.ndarray:
+    batch, height, width, _ = x.shape
+    size, units = spec.patch, spec.units
+    patches = [
+        x[:, row : row + size, column : column + size].reshape(batch, -1)
+        for row in range(0, height, size)
+        for column in range(0, width, size)
+    ]
+    layer = {**params["patches"], "kernel": params["patches"]["kernel"].reshape(-1, units)}
+    tokens = [np.broadcast_to(params["token"][0, 0], (batch, units))]
+    x = np.stack(tokens + [linear(layer, patch) for patch in patches], axis=1)
+    x = x + params["positions"]
+    for index in range(spec.depth):
+        p = params[f"block_{index}"]
+        y = attention(p["qkv"], layer_norm(p["norm_1"], x), spec.heads)
+        x = x + linear(p["out"], y)
+        x = x + linear(p["down"], gelu(linear(p["up"], layer_norm(p["norm_2"], x))))
+    return layer_norm(params["norm"], x)[:, 0]
 
 
 def random_like(tree: Any, seed: int) -> Any:
@@ -267,13 +345,51 @@ def test_the_projection_in_numpy(train: bool) -> None:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("train", [True, False])
-def test_the_residual_network_in_numpy(train: bool) -> None:
-    params, stats = (random_like(tree, 3) for tree in initial(SMALL, (1, 7, 6, 2), jnp.float64))
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [(SMALL, 2), (ResNet((1, 1), 2, "bottleneck", "small"), 3)],
+    ids=["basic", "bottleneck"],
+)
+def test_the_residual_network_in_numpy(spec: ResNet, layers: int, train: bool) -> None:
+    params, stats = (random_like(tree, 3) for tree in initial(spec, (1, 7, 6, 2), jnp.float64))
     x = np.random.default_rng(4).normal(size=(5, 7, 6, 2))
-    output, new = run(SMALL, params, stats, x, train)
-    expected, expected_stats = small_resnet(params, stats, train, x)
+    output, new = run(spec, params, stats, x, train)
+    expected, expected_stats = small_resnet(params, stats, train, x, layers)
     np.testing.assert_allclose(output, expected, rtol=1e-11, atol=1e-11)
     check_tree(new, expected_stats if train else stats, 1e-11 if train else 0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_vision_transformer_in_numpy() -> None:
+    # Three rows of two patches: their order matters.
+    generator = np.random.default_rng(8)
+    x = generator.normal(size=(2, 12, 8, 3))
+    params, stats = initial(SMALL_VIT, x[:1].shape, jnp.float64)
+    params = jax.tree.map(lambda leaf: generator.normal(0, 0.5, leaf.shape), params)
+    output, _ = run(SMALL_VIT, params, stats, x, train=False)
+    expected = small_vit(params, SMALL_VIT, x)
+    np.testing.assert_allclose(output, expected, rtol=1e-11, atol=1e-11)
+
+
+def group_norm(layer: dict[str, np.ndarray], x: np.ndarray, groups: int) -> np.ndarray:
+    parts = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+    mean = parts.mean((1, 3), keepdims=True)
+    var = ((parts - mean) ** 2).mean((1, 3), keepdims=True)
+    scaled = (parts - mean) / np.sqrt(var + 1e-5)
+    return scaled.reshape(x.shape) * layer["scale"] + layer["bias"]
+
+
+@pytest.mark.usefixtures("x64")
+# 32 does not divide 48: there are as many groups as divide both.
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16)])
+def test_group_normalisation_in_numpy(channels: int, groups: int) -> None:
+    module = GroupNorm(jnp.float64, jnp.float64)
+    # Small enough that what is added to the variance counts.
+    x = np.random.default_rng(9).normal(0.01, 0.01, (2, 3, 2, channels))
+    params = random_like(module.init(jax.random.key(0), x)["params"], 10)
+    output = module.apply({"params": params}, x)
+    expected = group_norm(params["GroupNorm_0"], x, groups)
+    np.testing.assert_allclose(output, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_the_mlp_in_numpy() -> None:
@@ -307,17 +423,77 @@ def test_max_pooling_of_the_imagenet_stem() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "shape"),
-    [(MLP(), (4, 12)), (Projection(width=8), (4, 12)), (ResNet((1,), 4), (4, 16, 16, 3))],
-    ids=["mlp", "projection", "resnet"],
+    [
+        (MLP(), (4, 12)),
+        (Projection(width=8), (4, 12)),
+        (ResNet((1,), 4), (4, 16, 16, 3)),
+        (ResNet((1,), 4, norm="group"), (4, 16, 16, 3)),
+        (ResNet((1,), 4, statistics="per_device"), (4, 16, 16, 3)),
+        (SMALL_VIT, (4, 8, 8, 3)),
+    ],
+    ids=["mlp", "projection", "resnet", "group", "per device", "vit"],
 )
 def test_bfloat16_keeps_parameters_and_statistics_in_float32(
     spec: Any, shape: tuple[int, ...]
 ) -> None:
-    params, stats, output = abstract(spec, shape, jnp.bfloat16)
+    # Statistics are per device only where there are several.
+    with jax.set_mesh(MeshSpec(2, 1).build(jax.devices()[:2])):
+        params, stats, output = abstract(spec, shape, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {jnp.dtype("float32")}
-    # A pooled mean is a sum of many terms and stays in float32.
-    wanted = jnp.float32 if isinstance(spec, ResNet) else jnp.bfloat16
+    # A pooled mean is a sum of many terms and stays in float32, and so does a class token.
+    wanted = jnp.float32 if isinstance(spec, ResNet | ViT) else jnp.bfloat16
     assert output.dtype == wanted
+
+
+@pytest.mark.parametrize("kind", ["global", "per_device", "group"])
+def test_images_of_bfloat16_are_normalised_in_float32(kind: Any) -> None:
+    params, x = far_from_zero((4, 4, 4, 64))
+    stats = {"mean": np.zeros(64, np.float32), "var": np.ones(64, np.float32)}
+    layer: Any = GroupNorm(jnp.bfloat16, jnp.float32)
+    given: Any = {"params": {"GroupNorm_0": params}}
+    if kind != "group":
+        layer = batch_norm(True, jnp.bfloat16, kind)
+        given = {"params": params, "batch_stats": stats}
+    with jax.set_mesh(MeshSpec(2, 1).build(jax.devices()[:2])):
+        output, new = layer.apply(given, x, mutable=["batch_stats"])
+    exact = np.asarray(x, np.float64)
+    if kind == "group":
+        check_rounded_once(output, group_norm(params, exact, 32))
+        return
+    parts = np.split(exact, 2 if kind == "per_device" else 1)
+    norms = [Norm({"": stats}, True) for _ in parts]
+    expected = [norm("", params, part) for norm, part in zip(norms, parts, strict=True)]
+    check_rounded_once(output, np.concatenate(expected))
+    for name, found in new["batch_stats"].items():
+        assert found.dtype == jnp.float32
+        mean = sum(norm.new[""][name] for norm in norms) / len(norms)
+        np.testing.assert_allclose(found, mean, rtol=1e-5)
+
+
+def test_tokens_of_bfloat16_are_normalised_in_float32() -> None:
+    spec = ViT(patch=4, units=64, depth=1, heads=2)
+    params, _ = initial(spec, (1, 8, 8, 3), jnp.bfloat16)
+    # Blocks that add nothing leave what the positions are.
+    params = jax.tree.map(np.zeros_like, params)
+    params["norm"], places = far_from_zero(params["positions"].shape)
+    params["positions"] = np.asarray(places, np.float32)
+    output, _ = run(spec, params, {}, jnp.ones((1, 8, 8, 3), jnp.bfloat16), train=False)
+    check_rounded_once(output, layer_norm(params["norm"], np.asarray(places, np.float64))[:, 0])
+
+
+def far_from_zero(shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], jax.Array]:
+    """Scale, bias and inputs around 20: bfloat16 goes in steps of 1/8 there, as a mean would."""
+    generator = np.random.default_rng(11)
+    params = {
+        name: generator.uniform(0.5, 1.5, shape[-1]).astype(np.float32)
+        for name in ("scale", "bias")
+    }
+    return params, jnp.asarray(generator.normal(20, 1, shape), jnp.bfloat16)
+
+
+def check_rounded_once(found: Any, exact: np.ndarray) -> None:
+    """Of bfloat16's eight bits, half of the last is lost; float32 loses next to nothing before."""
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-7.9, atol=2e-4)
 
 
 @pytest.mark.usefixtures("x64")

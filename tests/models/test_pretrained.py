@@ -32,9 +32,10 @@ def random(encoder: Any, size: int = 32, seed: int = 0) -> Pretrained:
     return Pretrained(encoder, found["params"], found.get("batch_stats", {}))
 
 
-def output(pretrained: Pretrained, x: np.ndarray, **options: Any) -> Any:
+def output(pretrained: Pretrained, x: np.ndarray, dtype: Any = jnp.float32, **options: Any) -> Any:
     variables = {"params": pretrained.params, "batch_stats": pretrained.batch_stats}
-    return pretrained.encoder.build(jnp.float32).apply(variables, x, False, **options)
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    return pretrained.encoder.build(dtype).apply(variables, x, False, **options)
 
 
 def check_same(found: Pretrained, expected: Pretrained) -> None:
@@ -191,62 +192,99 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
         read_weights(path)
 
 
-def torchvision_model(name: str) -> Any:
-    torch = pytest.importorskip("torch", reason="torchvision is not installed")
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
-    torch.manual_seed(0)
-    if name == "vit":
-        model = models.VisionTransformer(32, 8, 2, 4, 32, 128)
-        torch.nn.init.normal_(model.class_token)
+MISSING = "torch, torchvision or timm (extra reference-tests) is not installed"
+DEEP = ("resnet101", "resnet152")
+VISION = ("resnet18", "resnet34", "resnet50", *DEEP, "vit")
+ENCODERS = {
+    "vit": ViT(8, 32, 2, 4),
+    "timm resnet26": ResNet((2, 2, 2, 2), block="bottleneck"),
+    "timm vit": ViT(8, 32, 2, 4),
+}
+
+
+def their_network(name: str) -> tuple[Any, list[Any]]:
+    """A network of torchvision or timm with random numbers everywhere, and its blocks."""
+    torch = pytest.importorskip("torch", reason=MISSING)
+    if name in VISION:
+        models = pytest.importorskip("torchvision.models", reason=MISSING)
+        if name == "vit":
+            model = models.VisionTransformer(32, 8, 2, 4, 32, 128)
+        else:
+            model = getattr(models, name)(weights=None)
     else:
-        model = getattr(models, name)(weights=None)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.1, 0.1)
-    return model.eval()
+        timm = pytest.importorskip("timm", reason=MISSING)
+        options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+        if name == "timm vit":
+            model = timm.models.VisionTransformer(**options)
+        else:
+            model = timm.create_model(name.removeprefix("timm "))
+    randomise(torch, model)
+    places = {"vit": ["encoder.layers"], "timm vit": ["blocks"]}
+    groups = places.get(name, [f"layer{n}" for n in range(1, 5)])
+    return model.eval(), [block for group in groups for block in model.get_submodule(group)]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit"])
-def test_torchvision_gives_the_same_layer_by_layer(name: str, tmp_path: Path) -> None:
-    model = torchvision_model(name)
+def randomise(torch: Any, model: Any) -> None:
+    """Every parameter and every statistic, so that none can be left out or taken for another."""
+    torch.manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() > 1:
+            tensor.normal_(0, tensor[0].numel() ** -0.5)
+        elif name.endswith(("weight", "running_var")):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.is_floating_point():
+            tensor.uniform_(-0.5, 0.5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in VISION if name not in DEEP),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP),
+        "timm resnet26",
+        "timm vit",
+    ],
+)
+def test_torchvision_and_timm_give_the_same_layer_by_layer(name: str, tmp_path: Path) -> None:
+    model, blocks = their_network(name)
     torch = pytest.importorskip("torch")
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    encoder: Any = ViT(8, 32, 2, 4) if name == "vit" else name
-    pretrained = load_pretrained(tmp_path / "weights.pth", encoder, image_size=32)
-    places = ["encoder.layers"] if name == "vit" else [f"layer{n}" for n in range(1, 5)]
-    groups = [model.get_submodule(place) for place in places]
-    blocks = [block for group in groups for block in group]
-    seen: dict[int, np.ndarray] = {}
-
-    def remember(index: int) -> Any:
-        return lambda module, inputs, out: seen.update({index: out.detach().numpy()})
-
-    for index, block in enumerate(blocks):
-        block.register_forward_hook(remember(index))
-    x = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    result, kept = output(pretrained, x, capture_intermediates=True)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pth")
+    pretrained = load_pretrained(tmp_path / "weights.pth", ENCODERS.get(name, name), image_size=32)
+    seen: list[Any] = []
+    for block in blocks:
+        block.register_forward_hook(lambda module, inputs, out: seen.append(out.numpy()))
+    for last in ("fc", "head", "heads"):
+        if hasattr(model, last):
+            setattr(model, last, torch.nn.Identity())
+    x = np.random.default_rng(1).normal(size=(2, 32, 32, 3))
+    # The same numbers in float64: what differs is then more than rounding.
+    with torch.no_grad():
+        expected = model.double()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    result, kept = output(pretrained, x, jnp.float64, capture_intermediates=True)
     assert len(seen) == len(blocks)
-    title = "block_{}" if name == "vit" else "_Block_{}"
-    for index, expected in seen.items():
+    vision = isinstance(pretrained.encoder, ViT)
+    title, tolerance = "block_{}" if vision else "_Block_{}", 1e-9
+    for index, theirs in enumerate(seen):
         (found,) = kept["intermediates"][title.format(index)]["__call__"]
-        theirs = expected if name == "vit" else expected.transpose(0, 2, 3, 1)
-        assert np.abs(np.asarray(found) - theirs).max() < 2e-5 * np.abs(theirs).max(), index
-    assert result.shape == (2, pretrained.encoder.width)
+        theirs = theirs if vision else theirs.transpose(0, 2, 3, 1)
+        assert np.abs(found - theirs).max() < tolerance * np.abs(theirs).max(), index
+    assert result.shape == expected.shape == (2, pretrained.encoder.width)
+    assert np.abs(result - expected).max() < tolerance * np.abs(expected).max()
     # And back: what is written here is what torchvision reads.
+    if name == "timm vit":
+        return
     save = pytest.importorskip("safetensors.torch")
     save_pretrained(tmp_path / "back.safetensors", pretrained)
-    other = torchvision_model(name)
-    for parameter in other.parameters():
-        torch.nn.init.zeros_(parameter)
-    weights = save.load_file(tmp_path / "back.safetensors")
-    missing, unexpected = other.load_state_dict(weights, strict=False)
-    last = ("fc.", "heads.")
+    other, _ = their_network(name)
+    for tensor in other.state_dict().values():
+        tensor.zero_()
+    written = save.load_file(tmp_path / "back.safetensors")
+    missing, unexpected = other.load_state_dict(written, strict=False)
+    aside = ("fc.", "heads.")
     assert unexpected == []
-    assert all(part.startswith(last) for part in missing), missing
-    for ours, theirs in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
-        if not ours[0].startswith(last):
-            assert torch.equal(ours[1], theirs[1]), ours[0]
+    assert all(part.startswith(aside) for part in missing), missing
+    for key, ours in other.state_dict().items():
+        if not key.startswith(aside):
+            assert torch.equal(ours, weights[key]), key
