@@ -19,9 +19,9 @@ ANY, `--stages.pretrain.objective.weighting any`, with adam 0.001; it ends at mA
     bce       .178 ± .008  .466 ± .014  .932 ± .002  .498 ± .002  .490 ± .010  .137 ± .000
     bce, 28   .190 ± .005  .517 ± .018  .933 ± .002  .508 ± .005  .511 ± .010  .146 ± .003
 
-The last is bce_same_passes, 28 epochs. mAP is a mean over 18 labels of which three have one positive
-image, and jumps by .05 where that is ranked first: this file with seed 0 ended at .182, .112, .174
-and, for this reason, .251.
+The last is bce_same_passes, 28 epochs. mAP is a mean over 18 labels of which three have one
+positive image, and jumps by .05 where that is ranked first: this file with seed 0 ended at .182,
+.112, .174 and, for this reason, .251.
 """
 
 from jaxmlcl.config import (

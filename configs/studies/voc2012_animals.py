@@ -60,8 +60,8 @@ weightings do not differ from each other by more than their seeds; the held-out 
 (validation mAP .154; ALL .151, the mean .150, MulSupCon .145). The schedule is short, an hour of a
 core a seed for everything, and the contrastive losses have hardly moved when it ends: they are at
 6.27 to 6.30, where a network that cannot tell its 544 keys apart has ln 544 = 6.30. All figures are
-low: the frequencies of the labels alone reach .079. mAP is a mean over 18 labels of which three have
-one positive image, and jumps by .05 where that is ranked first.""",
+low: the frequencies of the labels alone reach .079. mAP is a mean over 18 labels of which three
+have one positive image, and jumps by .05 where that is ranked first.""",
     tables=(
         Table(
             "animals",

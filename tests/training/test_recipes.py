@@ -265,8 +265,17 @@ def test_twenty_real_steps_of_the_animals(name: str, shared_data: Path, tmp_path
     if not (shared_data / "images").is_dir():
         pytest.skip("JAXMLCL_DATA names no folder with images/")
     experiment = shortened(MULSUPCON / f"{name}.py", shared_data, tmp_path / "run")
+    # A fifth of its images, which are thousands.
+    fewer = {
+        split: f"{getattr(experiment.data, split)}&share=0.2"
+        for split in ("train", "validation", "test")
+    }
+    data = dataclasses.replace(experiment.data, **fewer)
+    experiment = dataclasses.replace(experiment, data=data)
     scored = ("linear", "finetune", "bce", "bce_same_passes")
     workdir = check_twenty_steps(experiment, dict.fromkeys(scored, 20))
+    if name != "voc2012_animals":
+        return
     words = ["evaluate", str(workdir)], ["report", str(workdir)]
     assert [main(list(one)) for one in words] == [0, 0]
     page = (workdir / "report.html").read_text()
