@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +150,7 @@ def join(settings: Settings, on_lost: Callable[[Lost], None]) -> Iterator[Group]
         yield _current
         return
     channel = _open(place, settings, on_lost)
+    _delay_abort()
     import jax
 
     # On the way to its own machine JAX's client must not ask a proxy.
@@ -213,6 +216,21 @@ def _open(place: Place, settings: Settings, on_lost: Callable[[Lost], None]) -> 
     except MissingError as error:
         raise UserError(f"start of {place.count} processes: {error}") from None
     return channel
+
+
+def _delay_abort() -> None:
+    """Let the channel speak first where a library aborts this process.
+
+    When another process dies in the midst of a message, Gloo may abort this one from a thread of
+    its own, with a line of C++ in place of who was lost. `sleep` as the handler of SIGABRT, whose
+    number is 6, gives the channel as many seconds; after them the process dies as it would have.
+    It is one of the few functions that a handler may call, and needs no interpreter.
+    """
+    if os.name == "posix":
+        library = ctypes.CDLL(None)
+        library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        library.signal.restype = ctypes.c_void_p
+        library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 def describe_devices() -> str:

@@ -59,6 +59,15 @@ def test_a_run_of_which_processes_are_killed_ends_with_the_same_bits(runs: Runs)
     identical(runs, "hurt", "whole")
 
 
+def test_the_channel_speaks_before_a_library_aborts(runs: Runs) -> None:
+    program = Path(__file__).with_name("aborting.py")
+    started = runs.start(2, 1, str(program), program=())
+    told = started.communicate(timeout=120)[1]
+    assert "process 0 ended with exit code 75" in told
+    assert "process 1 ended with exit code 137" in told
+    assert "jaxmlcl: process 1 (" in told
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one")
 def test_a_signal_to_one_saves_all_at_one_step_and_another_number_of_processes_goes_on(
