@@ -18,6 +18,7 @@ own, and [L, D] is added up.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -300,7 +301,7 @@ def _with_counts(problem: Problem, parts: tuple[Keys, ...], axes: tuple[str, ...
     counts = counting.label_counts(few_anchors=False)
     if counts is None:
         return problem
-    return problem.weighed(jax.lax.psum_scatter(counts, axes, scatter_dimension=0, tiled=True))
+    return problem.weighed(_scatter_sum(counts, axes))
 
 
 def _class_sums(parts: tuple[Keys, ...], dtype: Any, axes: tuple[str, ...]) -> Any:
@@ -309,8 +310,40 @@ def _class_sums(parts: tuple[Keys, ...], dtype: Any, axes: tuple[str, ...]) -> A
     return jax.lax.psum(jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *sums), axes)
 
 
+def _by_gloo() -> bool:
+    """Whether collectives are Gloo's, whose reduce-scatter cannot be trusted.
+
+    From some megabytes a device on it now and then gives wrong sums, without a word (jax issue
+    40830; jaxlib 0.10.2 does). Its all-reduce is right, and moves twice as much.
+    """
+    return jax.process_count() > 1 and jax.default_backend() == "cpu"
+
+
+def _own_rows(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """This device's share of the rows."""
+    rows = x.shape[0] // jax.lax.axis_size(axes)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * rows, rows)
+
+
+def _scatter_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The sum over the devices, of which each keeps its share of the rows."""
+    if _by_gloo():
+        return _own_rows(jax.lax.psum(x, axes), axes)
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True)
+
+
 def _gather(tree: Any, axes: tuple[str, ...]) -> Any:
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), tree)
+    """All devices' rows, in order."""
+
+    def one(x: jax.Array) -> jax.Array:
+        if not _by_gloo() or not jnp.issubdtype(x.dtype, jnp.inexact):
+            return jax.lax.all_gather(x, axes, tiled=True)
+        # The derivative of a gather is a reduce-scatter, that of this sum is none.
+        whole = jnp.zeros((jax.lax.axis_size(axes) * x.shape[0], *x.shape[1:]), x.dtype)
+        start = jax.lax.axis_index(axes) * x.shape[0]
+        return jax.lax.psum(jax.lax.dynamic_update_slice_in_dim(whole, x, start, 0), axes)
+
+    return jax.tree.map(one, tree)
 
 
 def _by_anchors(problem: Problem, parts: tuple[Keys, ...], axes: tuple[str, ...]) -> Walk:
@@ -318,16 +351,8 @@ def _by_anchors(problem: Problem, parts: tuple[Keys, ...], axes: tuple[str, ...]
     meeting = _gather(_meeting(problem.anchors, problem), axes)
     meeting = meeting._replace(threshold=problem.anchors.threshold)
     found = walk(meeting, parts, problem.rule)
-
-    def scatter(x: jax.Array) -> jax.Array:
-        return jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True)
-
-    rows = problem.shape[0]
-    start = jax.lax.axis_index(axes) * rows
-
-    def mine(x: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x, start, rows)
-
+    scatter = functools.partial(_scatter_sum, axes=axes)
+    mine = functools.partial(_own_rows, axes=axes)
     maximum = jax.lax.pmax(jax.lax.stop_gradient(found.log_sum), axes)
     shift = jnp.where(maximum == -jnp.inf, 0, maximum)
     share = jnp.exp(found.log_sum - shift)

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlcl import losses, sharding
 from jaxmlcl.losses import parts
+from jaxmlcl.sharding import contrast
 from tests.devices import check_devices, needs_eight, run_in_eight_devices, starts_eight
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -167,6 +168,28 @@ def test_equal_to_one_device_with_every_mask(weighting: str, strategy: str) -> N
 @pytest.mark.parametrize("strategy", sharding.STRATEGIES)
 def test_equal_to_one_device_with_a_replicated_queue(strategy: str) -> None:
     compare("mulsupcon", True, strategy, True, np.float64)
+
+
+@needs_eight
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("strategy", sharding.STRATEGIES)
+@pytest.mark.parametrize("weighting", ["mulsupcon", "mulsupcon_mean"])
+def test_equal_to_one_device_without_reduce_scatters(
+    weighting: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where processes on CPUs talk by Gloo, whose reduce-scatter is wrong at times.
+    monkeypatch.setattr(contrast, "_by_gloo", lambda: True)
+    compare(weighting, True, strategy, False, np.float64)
+    arrays = case(0, "full")
+    own = [arrays.pop(name) for name in ("anchors", "keys", "queue")]
+    function = functools.partial(
+        sharding.multi_positive_infonce, mesh=mesh(), strategy=strategy, replicated=(False, False)
+    )
+    program = gradient(loss_of(function, weighting, True))
+    placed = split(dict(zip(("anchors", "keys", "queue"), own, strict=True)), False)
+    text = program.lower(*placed.values(), split(arrays, False)).compile().as_text()
+    assert "collective-permute" in text if strategy == "ring" else "all-reduce" in text
+    assert "reduce-scatter" not in text
 
 
 @needs_eight
