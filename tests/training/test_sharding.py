@@ -31,7 +31,7 @@ OPTIMIZERS = {
 def run(
     kind: str, stage: Stage, mesh_spec: MeshSpec, precision: str, **fields: Any
 ) -> tuple[Any, Any]:
-    """Losses of 20 steps, and the final parameters on the host."""
+    """Losses of all steps, and the final parameters on the host."""
     source = {"vectors": vectors, "pictures": pictures, "partly known": partly_known}[kind]()
     data = Data("unused", inputs="unit" if kind == "pictures" else "standardize")
     experiment = Experiment(
@@ -57,22 +57,20 @@ def compare(
     optimizer: str,
     mesh: str,
     precision: str,
-    *,
-    single: float = 1e-5,
     **changes: Any,
 ) -> None:
     stage = pretrain(kind, OPTIMIZERS[optimizer], **changes)
     one_losses, one = run(kind, stage, MeshSpec(), precision)
     many_losses, many = run(kind, stage, {**MESHES, "zero1": ZERO1}[mesh], precision)
     assert one_losses[-1] != one_losses[0]
-    tolerance = 1e-12 if precision == "float64" else single
+    tolerance = 1e-12 if precision == "float64" else 1e-5
     np.testing.assert_allclose(many_losses, one_losses, rtol=tolerance, atol=0)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         if precision == "float64":
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-9)
         else:
             # A tensor that starts at zero and whose gradient is rounding has no norm to speak of.
-            assert np.linalg.norm(b - a) <= 100 * single * np.linalg.norm(a) + 1e-7
+            assert np.linalg.norm(b - a) <= 1e-3 * np.linalg.norm(a) + 1e-7
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -96,12 +94,11 @@ def test_vectors_in_float32(mesh: str, optimizer: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mesh", "optimizer"), [("data", "adam"), ("both", "sgd")])
-def test_convolutions_in_float32(mesh: str, optimizer: str) -> None:
-    # Sums over the batch are in another order, 2e-7 in the first steps; Adam divides small
-    # gradients by small ones: up to 1.05e-5 after twenty, and 1.3e-3 of a tensor's norm.
-    single = 3e-5 if optimizer == "adam" else 1e-5
-    compare("pictures", optimizer, mesh, "float32", single=single)
+@pytest.mark.parametrize("mesh", ["data", "both"])
+def test_convolutions_in_float32(mesh: str) -> None:
+    # Few steps: sums over the batch are in another order, and a last bit grows tenfold with every
+    # other step, by Adam faster still. In float64 they are all compared.
+    compare("pictures", "sgd", mesh, "float32", duration=steps(3))
 
 
 @pytest.mark.usefixtures("x64")
