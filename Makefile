@@ -9,12 +9,13 @@ DEVELOP := $(VENV)/.develop
 COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled \
   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 PYTEST := JAX_PLATFORMS=cpu $(COMPILED) $(BIN)/python -m pytest
-# The fast tests, and the recipes, run programs for a few steps: XLA shall not spend its time on
-# optimising them. The other slow tests, and the commands of the README, run what users run.
+# Nearly all tests run programs for a few steps: XLA shall not spend its time on optimising them.
+# Those of label enhancement compute for long; they, and the commands of the README in .ci/run, run
+# what users run.
 UNOPTIMISED := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # Compiling keeps one core busy: two processes do in half the time what one does.
 PARALLEL := --numprocesses auto --maxprocesses 4
-RECIPES := tests/training/test_recipes.py
+LONG := tests/enhancement
 COVERED := tests/losses tests/evaluation $(wildcard tests/test_queue*.py)
 
 .PHONY: quickstart test test-slow coverage lint types format wheel gpu bench bench-input bench-loss bench-step yeast clean help
@@ -56,8 +57,8 @@ test: coverage
 	$(UNOPTIMISED) $(PYTEST) --doctest-modules jaxmlcl $(PARALLEL)
 
 test-slow: $(DEVELOP)
-	$(UNOPTIMISED) $(PYTEST) $(RECIPES) -m slow $(PARALLEL)
-	$(PYTEST) tests $(RECIPES:%=--ignore=%) -m slow $(PARALLEL)
+	$(UNOPTIMISED) $(PYTEST) tests $(LONG:%=--ignore=%) -m slow $(PARALLEL) --dist loadfile
+	$(PYTEST) $(LONG) -m slow $(PARALLEL)
 
 coverage: $(DEVELOP)
 	$(UNOPTIMISED) $(PYTEST) $(COVERED) -m "not slow" $(PARALLEL) \
