@@ -52,10 +52,10 @@ class Pretrained(NamedTuple):
 def load_pretrained(
     path: str | os.PathLike[str], arch: str | Encoder, *, image_size: int = 224, channels: int = 3
 ) -> Pretrained:
-    """An encoder with the weights of a file that torchvision or timm made.
+    """An encoder with the weights of a file that torchvision, timm or MoCo made.
 
-    The last layer and what counts batches are left aside. Positions of a vision transformer for
-    another image size are resized (bicubic).
+    Of MoCo's two encoders it is the one that is trained. The last layer and what counts batches
+    are left aside. Positions of a vision transformer for another image size are resized (bicubic).
 
     Args:
       path: `.safetensors`, or a state dict as `torch.save` writes it, which is not unpickled.
@@ -81,7 +81,7 @@ def load_pretrained(
             known = ", ".join(ARCHITECTURES)
             raise ConfigError(f"no architecture {arch!r}; there are {known}")
         arch = ARCHITECTURES[arch]
-    found = {_torchvision_name(name): array for name, array in read_weights(path).items()}
+    found = {_torchvision_name(name): array for name, array in _query(read_weights(path)).items()}
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for entry in _entries(arch):
         if entry.name not in found:
@@ -197,6 +197,23 @@ _NAMES = (
     (r"\.mlp\.(?:fc1|linear_1)\.", ".mlp.0."),
     (r"\.mlp\.(?:fc2|linear_2)\.", ".mlp.3."),
 )
+
+
+# The names that MoCo's programs give the encoder that is trained, up to its second version and
+# from the third.
+_QUERY = ("encoder_q.", "base_encoder.")
+
+
+def _query(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The query encoder's weights in a file of MoCo, which holds a key encoder and a queue too."""
+    for prefix in _QUERY:
+        if any(name.startswith(prefix) for name in weights):
+            return {
+                name.removeprefix(prefix): array
+                for name, array in weights.items()
+                if name.startswith(prefix)
+            }
+    return weights
 
 
 def _torchvision_name(name: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from jaxmlcl.errors import ConfigError, DataError
 from jaxmlcl.models import ARCHITECTURES, Pretrained, ResNet, ViT, load_pretrained, save_pretrained
-from jaxmlcl.models.pretrained import read_weights
+from jaxmlcl.models.pretrained import named_weights, read_weights
 
 TINY_RESNET = ResNet((1, 2), channels=4, block="bottleneck")
 TINY_VIT = ViT(patch=4, units=8, depth=2, heads=2)
@@ -88,6 +88,21 @@ def test_timm_names_and_other_image_sizes(tmp_path: Path) -> None:
     assert places.shape == (1, 145, 8)
     np.testing.assert_array_equal(places[:, 0], before.params["positions"][:, 0])
     assert output(larger, np.ones((2, 48, 48, 3), np.float32)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    "prefixes", [("encoder_q", "encoder_k"), ("base_encoder", "momentum_encoder")]
+)
+def test_of_moco_the_query_encoder_is_taken(prefixes: tuple[str, str], tmp_path: Path) -> None:
+    before = random(TINY_RESNET)
+    query = named_weights(before)
+    arrays = {f"module.{prefixes[0]}.{name}": array for name, array in query.items()}
+    arrays |= {f"module.{prefixes[1]}.{name}": array + 1 for name, array in query.items()}
+    arrays[f"module.{prefixes[0]}.fc.0.weight"] = np.ones((4, 4), np.float32)
+    arrays["module.queue"] = np.ones((4, 8), np.float32)
+    arrays["module.queue_ptr"] = np.zeros(1, np.int64)
+    (tmp_path / "moco.pth.tar").write_bytes(state_dict(arrays))
+    check_same(load_pretrained(tmp_path / "moco.pth.tar", TINY_RESNET, image_size=32), before)
 
 
 def state_dict(arrays: dict[str, np.ndarray], damage: bytes = b"") -> bytes:
