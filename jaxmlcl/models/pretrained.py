@@ -8,15 +8,16 @@ dictionaries is refused.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import pickletools
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +135,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All arrays of a file of weights, by the names that it gives them.
 
     Args:
-      path: `.safetensors`, or a state dict as `torch.save` writes it since PyTorch 1.6. A
+      path: `.safetensors`, or a state dict as `torch.save` writes it, or did before PyTorch 1.6. A
         dictionary under `state_dict` or `model` is taken for the whole, and `module.` before names
         is dropped.
 
@@ -365,8 +366,14 @@ _STORAGES = {
 
 # Words that stand for a text or a number.
 _PLAIN = frozenset(
-    ("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
+    (
+        *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    )
 )
+# How a file begins that torch.save wrote before PyTorch 1.6: torchvision's of the time are still
+# handed out.
+_EARLIER = 0x1950A86A20F9469CFC6C
 
 
 class _Global(NamedTuple):
@@ -378,7 +385,16 @@ class _Storage(NamedTuple):
     key: str
 
 
-# What damaged archives make zipfile raise.
+class _Tensor(NamedTuple):
+    """An array before its storage is read; offset and strides count elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+# What damaged files make zipfile raise, and what is put together from them.
 _UNREADABLE = (
     OSError,
     zipfile.BadZipFile,
@@ -387,6 +403,10 @@ _UNREADABLE = (
     KeyError,
     EOFError,
     RuntimeError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
 )
 
 
@@ -397,15 +417,8 @@ class _Mark:
 def _state_dict(path: Path) -> dict[str, Any]:
     """The dictionary of arrays that `torch.save` wrote."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            folder = program[: -len("data.pkl")]
-            if archive.testzip() is not None:
-                raise DataError(f"{path}: damaged: {archive.testzip()}")
-            order = f"{folder}byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
-                raise DataError(f"{path}: written on a machine of another byte order")
-            found = _Machine(archive, folder, path).run(archive.read(program))
+        with path.open("rb") as file:
+            found = (_of_archive if zipfile.is_zipfile(file) else _of_sequence)(path)
     except _UNREADABLE as error:
         raise DataError(
             f"{path}: neither safetensors nor a state dict as torch.save writes it: {error}"
@@ -415,16 +428,79 @@ def _state_dict(path: Path) -> dict[str, Any]:
     return found
 
 
+def _of_archive(path: Path) -> Any:
+    """What `torch.save` wrote since PyTorch 1.6: an archive with a file for each storage."""
+    with zipfile.ZipFile(path) as archive:
+        (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = program[: -len("data.pkl")]
+        if archive.testzip() is not None:
+            raise DataError(f"{path}: damaged: {archive.testzip()}")
+        order = f"{folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise DataError(f"{path}: written on a machine of another byte order")
+        found = _Machine(path).run(io.BytesIO(archive.read(program)))
+        return _filled(found, lambda storage: archive.read(f"{folder}data/{storage.key}"))
+
+
+def _of_sequence(path: Path) -> Any:
+    """What it wrote before: five pickles, then for each storage its length and its content."""
+    with path.open("rb") as file:
+        try:
+            known = _Machine(path).run(file) == _EARLIER
+        except DataError:
+            known = False
+        if not known:
+            raise ValueError("it begins as none of its forms; PyTorch may read it and save it anew")
+        _Machine(path).run(file)  # the version of this form
+        if _Machine(path).run(file).get("little_endian") is not True:
+            raise DataError(f"{path}: written on a machine of another byte order")
+        machine = _Machine(path)
+        found = machine.run(file)
+        places = {}
+        for key in _Machine(path).run(file):
+            size = int.from_bytes(file.read(8), "little") * machine.storages[key].itemsize
+            places[key] = (file.tell(), size)
+            file.seek(size, os.SEEK_CUR)
+
+        def read(storage: _Storage) -> bytes:
+            start, size = places[storage.key]
+            file.seek(start)
+            content = file.read(size)
+            if len(content) != size:
+                raise ValueError("it ends before its time")
+            return content
+
+        return _filled(found, read)
+
+
+def _filled(found: Any, read: Callable[[_Storage], bytes]) -> Any:
+    """Dictionaries, at any depth, with arrays in place of what is said of them."""
+    if isinstance(found, dict):
+        return {name: _filled(value, read) for name, value in found.items()}
+    if not isinstance(found, _Tensor):
+        return found
+    storage, offset, shape, strides = found
+    flat = np.frombuffer(read(storage), storage.dtype)
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    size = int(np.prod(shape, dtype=np.int64))
+    if min((*shape, *strides, offset)) < 0 or (size and last >= len(flat)):
+        raise ValueError(f"an array of shape {shape} beyond its storage")
+    steps = tuple(step * storage.dtype.itemsize for step in strides)
+    view = np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+    return view.copy()
+
+
 class _Machine:
     """Reads the words of a state dict's program: dictionaries, tuples, numbers, texts, arrays."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
-        self._archive, self._folder, self._path = archive, folder, path
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.storages: dict[str, np.dtype] = {}
         self._stack: list[Any] = []
         self._memory: dict[int, Any] = {}
 
-    def run(self, program: bytes) -> Any:
-        """What the program puts together.
+    def run(self, program: BinaryIO) -> Any:
+        """What the program puts together; the file is left where it ends.
 
         Raises:
           DataError: a word that state dicts do not need.
@@ -451,8 +527,8 @@ class _Machine:
                     stack[-count:] = [tuple(stack[-count:])]
                 elif word == "TUPLE":
                     stack.append(tuple(self._group()))
-                elif word == "APPENDS":
-                    values = self._group()
+                elif word in ("APPEND", "APPENDS"):
+                    values = self._group() if word == "APPENDS" else [stack.pop()]
                     self._of(list).extend(values)
                 elif word == "SETITEM":
                     value, key = stack.pop(), stack.pop()
@@ -505,27 +581,19 @@ class _Machine:
         name = storage.name.rpartition(".")[2] if isinstance(storage, _Global) else ""
         if kind != "storage" or name not in _STORAGES or not re.fullmatch(r"\w+", str(key)):
             raise self._refused(name or str(kind))
+        if len(identity) > 5 and identity[5] is not None:
+            raise self._refused("a view of a storage")
+        self.storages[str(key)] = _STORAGES[name]
         return _Storage(_STORAGES[name], str(key))
 
     def _made(self, function: Any, values: Any) -> Any:
         name = function.name if isinstance(function, _Global) else type(function).__name__
-        if name == "collections.OrderedDict" and values == ():
-            return {}
+        if name == "collections.OrderedDict":
+            # Python 2 gave it its pairs, later ones add them.
+            return dict(*values)
         if name == "torch._utils._rebuild_parameter":
             return values[0]
-        if name == "torch._utils._rebuild_tensor_v2" and isinstance(values[0], _Storage):
-            return self._array(*values[:4])
+        rebuild = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
+        if name in rebuild and isinstance(values[0], _Storage):
+            return _Tensor(*values[:4])
         raise self._refused(name)
-
-    def _array(
-        self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
-    ) -> np.ndarray:
-        content = self._archive.read(f"{self._folder}data/{storage.key}")
-        flat = np.frombuffer(content, storage.dtype)
-        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        size = int(np.prod(shape, dtype=np.int64))
-        if min((*shape, *strides, offset)) < 0 or (size and last >= len(flat)):
-            raise ValueError(f"an array of shape {shape} beyond its storage")
-        steps = tuple(step * storage.dtype.itemsize for step in strides)
-        view = np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
-        return view.copy()

@@ -105,10 +105,9 @@ def test_of_moco_the_query_encoder_is_taken(prefixes: tuple[str, str], tmp_path:
     check_same(load_pretrained(tmp_path / "moco.pth.tar", TINY_RESNET, image_size=32), before)
 
 
-def state_dict(arrays: dict[str, np.ndarray], damage: bytes = b"") -> bytes:
-    """A file as `torch.save(state_dict)` writes it, made without PyTorch."""
+def program(arrays: dict[str, np.ndarray], damage: bytes = b"", more: bytes = b"") -> bytes:
+    """The pickle of a state dict as `torch.save` writes it, made without PyTorch."""
     words = [b"\x80\x02ccollections\nOrderedDict\n)R("]
-    buffer = io.BytesIO()
     kinds = {"float32": "FloatStorage", "float64": "DoubleStorage", "int64": "LongStorage"}
 
     def text(value: str) -> bytes:
@@ -117,29 +116,51 @@ def state_dict(arrays: dict[str, np.ndarray], damage: bytes = b"") -> bytes:
     def number(value: int) -> bytes:
         return b"J" + value.to_bytes(4, "little", signed=True)
 
+    for key, (name, array) in enumerate(arrays.items()):
+        steps = [step // array.itemsize for step in array.strides]
+        shape = b"(" + b"".join(map(number, array.shape)) + b"t"
+        strides = b"(" + b"".join(map(number, steps)) + b"t"
+        storage = f"ctorch\n{kinds[str(array.dtype)]}\n".encode()
+        words.append(text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((")
+        words.append(text("storage") + storage + text(str(key)) + text("cpu"))
+        words.append(number(array.size) + more + b"tQ" + number(0) + shape + strides)
+        words.append(b"\x89ccollections\nOrderedDict\n)RtR")
+    return b"".join(words) + b"u" + damage + b"."
+
+
+def state_dict(arrays: dict[str, np.ndarray], damage: bytes = b"") -> bytes:
+    """A file as `torch.save(state_dict)` writes it."""
+    buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for key, (name, array) in enumerate(arrays.items()):
-            steps = [step // array.itemsize for step in array.strides]
-            shape = b"(" + b"".join(map(number, array.shape)) + b"t"
-            strides = b"(" + b"".join(map(number, steps)) + b"t"
-            storage = f"ctorch\n{kinds[str(array.dtype)]}\n".encode()
-            words.append(text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((")
-            words.append(text("storage") + storage + text(str(key)) + text("cpu"))
-            words.append(number(array.size) + b"tQ" + number(0) + shape + strides)
-            words.append(b"\x89ccollections\nOrderedDict\n)RtR")
+        for key, array in enumerate(arrays.values()):
             archive.writestr(f"archive/data/{key}", array.tobytes())
-        archive.writestr("archive/data.pkl", b"".join(words) + b"u" + damage + b".")
+        archive.writestr("archive/data.pkl", program(arrays, damage))
     return buffer.getvalue()
 
 
-def test_a_state_dict_is_read_without_running_it(tmp_path: Path) -> None:
+def earlier_state_dict(arrays: dict[str, np.ndarray], damage: bytes = b"") -> bytes:
+    """A file as it wrote before PyTorch 1.6; a storage of it is no view of another (N)."""
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"long": 4}}
+    keys = [str(key) for key in range(len(arrays))]
+    # In another order than they were named in.
+    keys.reverse()
+    begin = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, system)]
+    end = [array.size.to_bytes(8, "little") + array.tobytes() for array in arrays.values()]
+    return b"".join([*begin, program(arrays, damage, b"N"), pickle.dumps(keys, 2), *end[::-1]])
+
+
+FORMS = pytest.mark.parametrize("form", [state_dict, earlier_state_dict])
+
+
+@FORMS
+def test_a_state_dict_is_read_without_running_it(form: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     arrays = {
         "module.a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.array([1, 2**40]),
         "c": np.array(2.5),
     }
-    path.write_bytes(state_dict(arrays))
+    path.write_bytes(form(arrays))
     found = read_weights(path)
     assert list(found) == ["a", "b", "c"]
     for name, array in zip("abc", arrays.values(), strict=True):
@@ -167,9 +188,29 @@ def test_what_is_more_than_weights_is_refused(protocol: int, tmp_path: Path) -> 
     assert not place.exists()
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_of_earlier_files_too(tmp_path: Path) -> None:
+    path, place = tmp_path / "weights.pth", tmp_path / "touched"
+    whole = earlier_state_dict({"a": np.zeros(3, np.float32)})
+    start = whole.index(b"\x80\x02ccollections")
+    for content in (
+        pickle.dumps(Harmful(place), 2),
+        whole[:start] + pickle.dumps({"a": Harmful(place)}, 2),
+        whole.replace(b"NtQ", b"(K\x00ttQ"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"more than weights|none of its forms"):
+            read_weights(path)
+        assert not place.exists()
+    # Python 2 wrote ordered dictionaries as their pairs, and texts of bytes.
+    pairs = whole[start:].replace(b")R(X\1\0\0\0a", b"(](U\1a").replace(b"tRu.", b"tRtatR.")
+    path.write_bytes(whole[:start] + pairs)
+    np.testing.assert_array_equal(read_weights(path)["a"], np.zeros(3))
+
+
+@FORMS
+def test_damaged_files_are_refused(form: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    whole = state_dict({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    whole = form({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
     generator = np.random.default_rng(0)
     for _ in range(300):
         content = bytearray(whole[: generator.integers(1, len(whole) + 1)])
@@ -180,7 +221,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             read_weights(path)
         except DataError as error:
             assert str(error).startswith(f"{path}: ")  # noqa: PT017
-    path.write_bytes(state_dict({"a": np.zeros(3, np.float32)}, damage=b"]"))
+    path.write_bytes(form({"a": np.zeros(3, np.float32)}, damage=b"]"))
     with pytest.raises(DataError, match="no dictionary of weights"):
         read_weights(path)
     with pytest.raises(DataError, match="no such file"):
@@ -267,6 +308,11 @@ def test_torchvision_and_timm_give_the_same_layer_by_layer(name: str, tmp_path: 
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     torch.save(weights, tmp_path / "weights.pth")
     pretrained = load_pretrained(tmp_path / "weights.pth", ENCODERS.get(name, name), image_size=32)
+    # torchvision's older files have the form of before PyTorch 1.6.
+    torch.save(weights, tmp_path / "earlier.pth", _use_new_zipfile_serialization=False)
+    earlier = read_weights(tmp_path / "earlier.pth")
+    assert earlier.keys() == weights.keys()
+    assert all(np.array_equal(earlier[key], value.numpy()) for key, value in weights.items())
     seen: list[Any] = []
     for block in blocks:
         block.register_forward_hook(lambda module, inputs, out: seen.append(out.numpy()))
