@@ -310,13 +310,18 @@ def _class_sums(parts: tuple[Keys, ...], dtype: Any, axes: tuple[str, ...]) -> A
     return jax.lax.psum(jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *sums), axes)
 
 
-def _by_gloo() -> bool:
-    """Whether collectives are Gloo's, whose reduce-scatter cannot be trusted.
+# Bytes of a device's share, from which Gloo's reduce-scatter is left alone.
+_LARGE = 2**16
 
-    From some megabytes a device on it now and then gives wrong sums, without a word (jax issue
-    40830; jaxlib 0.10.2 does). Its all-reduce is right, and moves twice as much.
+
+def _by_gloo(share: int) -> bool:
+    """Whether a reduce-scatter with so many bytes for each device would be one that goes wrong.
+
+    From some megabytes on Gloo's now and then gives wrong sums, without a word (jax issue 40830;
+    jaxlib 0.10.2 does). Its all-reduce is right, and moves twice as much. Small sums go the same
+    way as in one process, to the same bits.
     """
-    return jax.process_count() > 1 and jax.default_backend() == "cpu"
+    return share >= _LARGE and jax.process_count() > 1 and jax.default_backend() == "cpu"
 
 
 def _own_rows(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -327,7 +332,7 @@ def _own_rows(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 def _scatter_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """The sum over the devices, of which each keeps its share of the rows."""
-    if _by_gloo():
+    if _by_gloo(x.nbytes // jax.lax.axis_size(axes)):
         return _own_rows(jax.lax.psum(x, axes), axes)
     return jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True)
 
@@ -336,7 +341,7 @@ def _gather(tree: Any, axes: tuple[str, ...]) -> Any:
     """All devices' rows, in order."""
 
     def one(x: jax.Array) -> jax.Array:
-        if not _by_gloo() or not jnp.issubdtype(x.dtype, jnp.inexact):
+        if not _by_gloo(x.nbytes) or not jnp.issubdtype(x.dtype, jnp.inexact):
             return jax.lax.all_gather(x, axes, tiled=True)
         # The derivative of a gather is a reduce-scatter, that of this sum is none.
         whole = jnp.zeros((jax.lax.axis_size(axes) * x.shape[0], *x.shape[1:]), x.dtype)
