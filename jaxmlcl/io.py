@@ -7,9 +7,22 @@ import errno
 import fcntl
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
+
+# What damaged archives make zipfile raise.
+UNREADABLE_ARCHIVE = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+)
 
 # Temporary files of writers that are not done.
 _unfinished: set[str] = set()

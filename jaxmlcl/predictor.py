@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,21 +23,11 @@ import numpy as np
 
 from jaxmlcl import __version__
 from jaxmlcl.errors import ConfigError, DataError
-from jaxmlcl.io import writing
+from jaxmlcl.io import UNREADABLE_ARCHIVE, writing
 
 ENDING = ".zip"
 FUNCTION, DOCUMENT = "predictor.bin", "predictor.json"
 _FORMAT = 1
-# What damaged archives make zipfile raise.
-_UNREADABLE = (
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-)
 
 
 class Origin(NamedTuple):
@@ -280,7 +269,7 @@ def load_predictor(path: str | os.PathLike[str]) -> Predictor:
         raise DataError(f"{path}: no such file") from None
     except (PermissionError, IsADirectoryError) as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (*_UNREADABLE, TypeError, AttributeError) as error:
+    except (*UNREADABLE_ARCHIVE, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: damaged, or not written by jaxmlcl export ({error}); export it again"
         ) from None

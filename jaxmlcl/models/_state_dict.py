@@ -12,7 +12,6 @@ import os
 import pickletools
 import re
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -21,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxmlcl.errors import DataError
+from jaxmlcl.io import UNREADABLE_ARCHIVE
 
 # Types of PyTorch's storages.
 _STORAGES = {
@@ -68,19 +68,7 @@ class _Tensor(NamedTuple):
 
 
 # What damaged files make zipfile raise, and what is put together from them.
-_UNREADABLE = (
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-)
+_UNREADABLE = (*UNREADABLE_ARCHIVE, TypeError, AttributeError, OverflowError, MemoryError)
 
 
 class _Mark:
